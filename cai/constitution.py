@@ -1,0 +1,232 @@
+"""Constitutions: load, validate with file and line, digest.
+
+A constitution is a text that people sign, so what is not in the schema is an error, and its digest is the sha256 of the
+file as it lies on disk: an auditor checks it with `sha256sum`.
+"""
+
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from cai.errors import BadInput
+from cai.files import find_shipped, shipped_names
+from cai.ids import file_digest
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Example(_Strict):
+    """What the authors mean: a prompt, an answer that keeps the principle, and one that breaks it."""
+
+    prompt: Text = Field(description="What a user asks.")
+    better: Text = Field(description="An answer that keeps the principle.")
+    worse: Text = Field(description="An answer that breaks it.")
+
+
+class Reference(_Strict):
+    """A place in a published framework that the principle answers to."""
+
+    framework: Text = Field(description="For example NIST AI 600-1.")
+    clause: Text = Field(description="The section, article or risk in that framework.")
+
+
+class Principle(_Strict):
+    """One written principle. The wording here is what the model is asked with; templates only hold the structure."""
+
+    id: Slug = Field(
+        description="Short, lower case, with hyphens. It goes into every row, so it never changes its meaning."
+    )
+    statement: Text = Field(description="What a good answer does, in one or two plain sentences.")
+    rationale: Text = Field(description="Why, for the people who sign it. Never shown to a model.")
+    critique: Text = Field(description="The request to find where an answer breaks the principle.")
+    revision: Text = Field(description="The request to rewrite the answer so that it keeps the principle.")
+    comparison: Text = Field(description="The question by which two answers are compared.")
+    weight: float = Field(
+        default=1.0, gt=0, le=1000, allow_inf_nan=False, description="How often it is chosen, against the others."
+    )
+    tags: tuple[Slug, ...] = Field(default=(), strict=False, description="For grouping in reports.")
+    examples: tuple[Example, ...] = Field(
+        default=(), strict=False, description="Prompts with a better and a worse answer."
+    )
+    references: tuple[Reference, ...] = Field(default=(), strict=False, description="Frameworks that ask for the same.")
+
+
+class _File(_Strict):
+    """A constitution for cai: the principles by which a model's answers are criticised, revised and judged."""
+
+    name: Slug = Field(description="The constitution's name; it goes into every row.")
+    version: Text = Field(description="Your own numbering, as text.")
+    description: Text = Field(description="What it is for and whom it speaks for.")
+    principles: tuple[Principle, ...] = Field(
+        min_length=1, strict=False, description="In the order in which people should read them."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Constitution:
+    """A loaded constitution. `sha` is the sha256 of the file at `path`; `text` is that file, for the run's copy."""
+
+    name: str
+    version: str
+    description: str
+    principles: tuple[Principle, ...]
+    path: Path
+    text: str
+    sha: str
+
+    def weights(self) -> dict[str, float]:
+        """Principle ids with their weights, as `ids.choose` takes them."""
+        return {principle.id: principle.weight for principle in self.principles}
+
+    def principle(self, principle_id: str) -> Principle:
+        """The principle with this id. Raises KeyError if there is none."""
+        for principle in self.principles:
+            if principle.id == principle_id:
+                return principle
+        raise KeyError(principle_id)
+
+
+def load_constitution(name: str) -> Constitution:
+    """Load a constitution by path, or by name from ./constitutions and then from those that are shipped.
+
+    Raises BadInput, with file and line, for the first thing that the schema does not allow.
+    """
+    path = find_shipped("constitutions", name, ".yaml")
+    if path is None:
+        known = ", ".join(shipped_names("constitutions", ".yaml"))
+        raise BadInput(name, "no such constitution", "a YAML file or a known name", f"Known names: {known}.")
+    problems, file, text = _check(path)
+    if problems or file is None:
+        raise problems[0]
+    return Constitution(file.name, file.version, file.description, file.principles, path, text, file_digest(path))
+
+
+def check_constitution(path: Path) -> list[BadInput]:
+    """Everything that is wrong with the file at `path`, in the order of its lines. Empty if nothing is."""
+    return _check(path)[0]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the format, for editors; published as constitutions/schema.json."""
+    schema = _File.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "cai constitution"}
+
+
+def _check(path: Path) -> tuple[list[BadInput], _File | None, str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        return [BadInput(str(path), f"a file that cannot be read ({error})", "UTF-8 text", "Check the path.")], None, ""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        found = getattr(error, "problem", None) or "text that is not YAML"
+        return [BadInput(place, str(found), "valid YAML", "Mend that line.")], None, text
+    lines, problems = _lines(node, path)
+    file = None
+    try:
+        file = _File.model_validate(data)
+    except ValidationError as error:
+        problems += [
+            _problem(path, lines, one["loc"], one["type"], one["msg"], one.get("input")) for one in error.errors()
+        ]
+    else:
+        problems += _duplicate_ids(path, lines, file)
+    return sorted(problems, key=lambda problem: _line_of(problem.place)), file, text
+
+
+def _lines(node: yaml.Node | None, path: Path) -> tuple[dict[tuple[str | int, ...], int], list[BadInput]]:
+    """The line of each key and item, by its path in the data; and the keys that stand twice, which YAML lets pass."""
+    lines: dict[tuple[str | int, ...], int] = {(): 1}
+    problems: list[BadInput] = []
+
+    def walk(node: yaml.Node | None, at: tuple[str | int, ...]) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if (*at, key.value) in lines:
+                    problems.append(
+                        BadInput(
+                            f"{path}:{line}",
+                            f"the key '{key.value}' a second time",
+                            "each key once",
+                            "Remove one of them.",
+                        )
+                    )
+                lines[(*at, key.value)] = line
+                walk(value, (*at, key.value))
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                lines[(*at, index)] = value.start_mark.line + 1
+                walk(value, (*at, index))
+
+    walk(node, ())
+    return lines, problems
+
+
+def _problem(
+    path: Path,
+    lines: dict[tuple[str | int, ...], int],
+    at: tuple[str | int, ...],
+    kind: str,
+    message: str,
+    value: object,
+) -> BadInput:
+    line = next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
+    where = ".".join(str(part) for part in at) or "the file"
+    place = f"{path}:{line}"
+    if kind == "extra_forbidden":
+        known = _keys_beside(at)
+        close = difflib.get_close_matches(str(at[-1]), known, n=1)
+        remedy = f"Did you mean '{close[0]}'?" if close else f"Known keys: {', '.join(known)}."
+        return BadInput(place, f"the unknown key '{where}'", "a key of the schema", remedy)
+    if kind == "missing":
+        return BadInput(
+            place, f"no '{where}'", "it to be written", "Add it; constitutions/schema.json describes every key."
+        )
+    if kind == "string_too_short":
+        return BadInput(place, f"an empty '{where}'", "some wording", "Write it, or remove the principle.")
+    shown = json.dumps(value, ensure_ascii=False, default=str)[:80]
+    return BadInput(
+        place,
+        f"{shown} for '{where}'",
+        message[0].lower() + message[1:],
+        "constitutions/schema.json describes every key.",
+    )
+
+
+def _keys_beside(at: tuple[str | int, ...]) -> list[str]:
+    models: dict[str, type[BaseModel]] = {"principles": Principle, "examples": Example, "references": Reference}
+    parents = [part for part in at[:-1] if isinstance(part, str)]
+    return list((models[parents[-1]] if parents else _File).model_fields)
+
+
+def _duplicate_ids(path: Path, lines: dict[tuple[str | int, ...], int], file: _File) -> list[BadInput]:
+    seen: dict[str, int] = {}
+    problems: list[BadInput] = []
+    for index, principle in enumerate(file.principles):
+        line = lines[("principles", index, "id")]
+        if principle.id in seen:
+            found = f"the principle id '{principle.id}' again (first on line {seen[principle.id]})"
+            problems.append(BadInput(f"{path}:{line}", found, "each id once", "Give one of them another id."))
+        seen.setdefault(principle.id, line)
+    return problems
+
+
+def _line_of(place: str) -> int:
+    match = re.search(r":(\d+)$", place)
+    return int(match.group(1)) if match else 0

@@ -1,0 +1,145 @@
+"""What a model engine is: one method, `complete`. Everything else (batching, retries, loading) is behind it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from cai.errors import BadInput
+from cai.ids import digest
+from cai.rows import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to draw an answer. `temperature` 0 is greedy; `max_tokens` bounds the answer."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call of a model.
+
+    `messages` is the conversation, ending with the user's turn. With `choices` the answer is one forced token, the more
+    probable of the two words, and the completion carries the log-probability of each; `sampling` is then ignored.
+    `position` orders the calls when not all can be served at once: lower first, so that rows under way are finished
+    before new ones start. `row_id` keeps a row on one server, where its prefix lies in the cache.
+    """
+
+    purpose: str
+    row_id: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    seed: int
+    choices: tuple[str, str] | None = None
+    position: int = 0
+
+    def key(self, model: str) -> str:
+        """The content address of this call on `model`: everything that the answer depends on, and nothing else.
+
+        Not the row id, the constitution or the templates: a changed principle asks again only what is worded anew.
+        """
+        sampled = self.choices is None and self.sampling.temperature > 0
+        return digest(
+            {
+                "model": model,
+                "purpose": self.purpose,
+                "messages": [[message.role, message.content] for message in self.messages],
+                "max_tokens": 1 if self.choices else self.sampling.max_tokens,
+                "temperature": self.sampling.temperature if sampled else 0,
+                "top_p": self.sampling.top_p if sampled else 1,
+                "seed": self.seed if sampled else 0,
+                "choices": list(self.choices or ()),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What came back. `finish` is stop or length (cut off at max_tokens).
+
+    `choice_logprobs` are the log-probabilities of the two choices in their order; None where the engine gives none.
+    `cached_tokens` is how many of the prompt's tokens the engine had in its prefix cache; 0 where it does not say.
+    """
+
+    text: str
+    finish: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    token_ids: tuple[int, ...] = ()
+    choice_logprobs: tuple[float, float] | None = None
+
+
+class Engine(Protocol):
+    """A model that answers requests.
+
+    `model` names the model and its revision; it is part of every call's address and of every row. `slots` is how many
+    calls it can work on at once. Entering the context loads or connects (raises BadInput if that cannot be done);
+    leaving it ends what is under way. `versions` are the libraries whose version can change an answer.
+    """
+
+    model: str
+    slots: int
+
+    async def complete(self, request: Request) -> Completion:
+        """Answer one request. Raises RequestRefused for this request alone, EngineGaveUp if the engine is gone."""
+        ...
+
+    def versions(self) -> Mapping[str, str]: ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Which engine to open. Within a run, equal specs are one engine, loaded once.
+
+    `kind` is auto, transformers, server or scripted; auto is a server if there are endpoints, else transformers.
+    `slots` None takes the engine's own default. The rest only matters to servers, `trust_remote_code` only to
+    transformers.
+    """
+
+    kind: str
+    model: str | None
+    endpoints: tuple[str, ...] = ()
+    slots: int | None = None
+    timeout_seconds: float = 300.0
+    deadline_seconds: float = 900.0
+    retries: int = 6
+    send_seed: bool = True
+    trust_remote_code: bool = False
+
+
+def open_engine(spec: Spec) -> Engine:
+    """The engine that a spec means. Finds out which model it is and that it exists; loading waits for its context.
+
+    Raises BadInput if there is no such model, or settings that do not go together.
+    """
+    kind = spec.kind if spec.kind != "auto" else "server" if spec.endpoints else "transformers"
+    if spec.endpoints and kind != "server":
+        raise BadInput(
+            "endpoint", f"endpoints together with the engine '{kind}'", "the engine 'server'", "Leave one of them out."
+        )
+    match kind:
+        case "transformers":
+            from cai.engines.transformers import TransformersEngine
+
+            return TransformersEngine(spec)
+        case "server":
+            from cai.engines.server import ServerEngine
+
+            return ServerEngine(spec)
+        case "scripted":
+            from cai.engines.scripted import open_script
+
+            return open_script(spec)
+        case _:
+            raise BadInput("engine", f"'{kind}'", "auto, transformers, server or scripted", "Give one of these.")

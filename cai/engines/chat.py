@@ -1,0 +1,55 @@
+"""From messages to the token ids of a prompt, for engines that tokenise themselves."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+
+from cai.errors import RequestRefused
+from cai.ids import digest
+from cai.rows import Message
+
+
+def encode(tokenizer: Any, model: str, messages: Sequence[Message]) -> list[int]:
+    """The prompt's token ids, by the model's own chat template, ready for the assistant's turn.
+
+    Two kinds of content are spliced in as ids instead of being rendered with the rest: what `model` itself generated
+    (`Message.token_ids`, so that the prompt continues bit for bit what lies in the cache), and content in which a
+    special token is spelled out, so that text from people never becomes a control token. Raises RequestRefused if the
+    template does not accept the conversation (some demand that user and assistant alternate).
+    """
+    specials = [token for token in tokenizer.all_special_tokens if token]
+    spliced: dict[str, Sequence[int]] = {}
+    rendered: list[dict[str, str]] = []
+    for index, message in enumerate(messages):
+        content = message.content
+        ids: Sequence[int] = message.token_ids if message.model == model else ()
+        if not ids and any(token in content for token in specials):
+            ids = tokenizer(content, add_special_tokens=False, split_special_tokens=True).input_ids
+        if ids:
+            # The mark holds a digest, so no text can contain it by chance or by design.
+            content = f"[splice-{digest([index, content])}]"
+            spliced[content] = ids
+        rendered.append({"role": message.role, "content": content})
+    try:
+        text: str = tokenizer.apply_chat_template(rendered, tokenize=False, add_generation_prompt=True)
+    except (jinja2.TemplateError, ValueError, TypeError) as error:
+        raise RequestRefused(f"the model's chat template does not accept this conversation: {error}") from error
+    if not spliced:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+    prompt: list[int] = []
+    for part in re.split("(" + "|".join(map(re.escape, spliced)) + ")", text):
+        if part in spliced:
+            prompt.extend(spliced[part])
+        elif part:
+            prompt.extend(tokenizer(part, add_special_tokens=False).input_ids)
+    return prompt
+
+
+def choice_ids(tokenizer: Any, choices: tuple[str, str]) -> tuple[int, int]:
+    """The first token of each of the two words. Raises RequestRefused if they begin with the same token."""
+    first, second = (tokenizer(word, add_special_tokens=False).input_ids[0] for word in choices)
+    if first == second:
+        raise RequestRefused(f"'{choices[0]}' and '{choices[1]}' begin with the same token in this model")
+    return first, second

@@ -1,0 +1,87 @@
+"""An engine without a model: the answer is a function of the request. For tests and for measuring our own overhead."""
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from cai.engines import Completion, Request, Spec
+from cai.errors import BadInput
+
+Script = Callable[[Request], str | float | Completion]
+
+
+class ScriptedEngine:
+    """Answers each request by calling `script`.
+
+    For a forced choice the script returns the probability of the first word, otherwise the text; or a whole
+    Completion, or it raises. `ledger`, if given, gets one line for each call that was answered: purpose, row id and
+    key.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        model: str = "scripted",
+        slots: int = 64,
+        latency_seconds: float = 0.0,
+        ledger: Path | None = None,
+    ) -> None:
+        self.model, self.slots = model, slots
+        self._script, self._latency_seconds, self._ledger = script, latency_seconds, ledger
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def versions(self) -> Mapping[str, str]:
+        return {}
+
+    async def complete(self, request: Request) -> Completion:
+        if self._latency_seconds:
+            await asyncio.sleep(self._latency_seconds)
+        answer = self._script(request)
+        if self._ledger is not None:
+            with self._ledger.open("a") as file:
+                file.write(f"{request.purpose} {request.row_id} {request.key(self.model)}\n")
+        if isinstance(answer, Completion):
+            return answer
+        prompt_tokens = sum(len(message.content.split()) for message in request.messages)
+        if isinstance(answer, str):
+            return Completion(answer, "stop", prompt_tokens, 0, len(answer.split()))
+        assert request.choices is not None, "a probability answers a forced choice only"
+        logprobs = (math.log(max(answer, 1e-9)), math.log(max(1 - answer, 1e-9)))
+        return Completion(request.choices[0 if answer >= 0.5 else 1], "stop", prompt_tokens, 0, 1, (), logprobs)
+
+
+def derived_script(request: Request) -> str | float:
+    """Different for every request, the same for equal ones: a probability for a gate, a short sentence otherwise."""
+    key = request.key("scripted")
+    if request.choices is not None:
+        return int(key[:8], 16) / 2**32
+    return f"Scripted {request.purpose} {key[:8]} to: {request.messages[-1].content.split(chr(10))[0][:60]}"
+
+
+def open_script(spec: Spec) -> ScriptedEngine:
+    """The derived script. `--model` may name a YAML file with latency_seconds and ledger (a path)."""
+    options: dict[str, Any] = {}
+    if spec.model is not None:
+        try:
+            options = yaml.safe_load(Path(spec.model).read_text(encoding="utf-8"))
+            latency, ledger = float(options.get("latency_seconds", 0)), options.get("ledger")
+        except (OSError, yaml.YAMLError, AttributeError, ValueError, TypeError) as error:
+            raise BadInput(
+                f"--model {spec.model}", f"no script ({error})", "a YAML file with latency_seconds, ledger", "Mend it."
+            ) from error
+        return ScriptedEngine(
+            derived_script, slots=spec.slots or 64, latency_seconds=latency, ledger=Path(ledger) if ledger else None
+        )
+    return ScriptedEngine(derived_script, slots=spec.slots or 64)

@@ -1,0 +1,221 @@
+"""Any server that speaks the OpenAI chat protocol: vLLM, SGLang, llama.cpp, transformers serve, hosted ones.
+
+Several endpoints may serve the same model; a row sticks to one of them, where its prefix lies in the cache. Requests
+are repeated with backoff and jitter on 408, 409, 429, 5xx, time-outs and broken connections (by the openai client,
+which also honours Retry-After), within a deadline for the whole call. The key comes from CAI_API_KEY or
+OPENAI_API_KEY only.
+"""
+
+import asyncio
+import math
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import openai
+from openai.types.chat import ChatCompletion
+
+from cai.engines import Completion, Request, Spec
+from cai.errors import BadInput, EngineGaveUp, RequestRefused
+from cai.ids import digest
+
+# Enough to find two given words among the likeliest first tokens; more is refused by common servers.
+TOP_LOGPROBS = 20
+
+
+class ServerEngine:
+    """The model behind one or more endpoints. See `Engine` for the contract."""
+
+    def __init__(self, spec: Spec) -> None:
+        if not spec.endpoints:
+            raise BadInput("endpoint", "none", "the address of a server", "Add --endpoint http://127.0.0.1:8000/v1.")
+        self._spec = spec
+        self._endpoints = tuple(_base_url(endpoint) for endpoint in spec.endpoints)
+        self._key = os.environ.get("CAI_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
+        self._served = spec.model or _only_model(self._endpoints[0], self._key)
+        self.model = f"{self._served}@server"
+        self.slots = spec.slots or 64 * len(self._endpoints)
+        self._logprobs = True
+
+    async def __aenter__(self) -> Self:
+        self._clients = [
+            openai.AsyncOpenAI(
+                base_url=endpoint,
+                api_key=self._key,
+                max_retries=self._spec.retries,
+                timeout=openai.Timeout(self._spec.timeout_seconds, connect=10.0),
+            )
+            for endpoint in self._endpoints
+        ]
+        for endpoint in self._endpoints:
+            served = await asyncio.to_thread(served_models, endpoint, self._key)
+            if served and self._served not in served:
+                await self._close()
+                found = f"no model '{self._served}'"
+                raise BadInput(
+                    endpoint, found, f"one that it serves: {', '.join(served)}", "Give --model one of these."
+                )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    async def _close(self) -> None:
+        for client in self._clients:
+            await client.close()
+
+    def versions(self) -> Mapping[str, str]:
+        return {"openai": version("openai")}
+
+    async def complete(self, request: Request) -> Completion:
+        home = int(digest(request.row_id)[:8], 16) % len(self._clients)
+        client = self._clients[home]
+        try:
+            async with asyncio.timeout(self._spec.deadline_seconds):
+                return await self._ask(client, request)
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise EngineGaveUp(
+                f"{self._endpoints[home]} refuses the key ({error.status_code}). Set CAI_API_KEY."
+            ) from error
+        except (
+            openai.APITimeoutError,
+            openai.APIConnectionError,
+            openai.RateLimitError,
+            openai.InternalServerError,
+        ) as error:
+            raise await self._verdict(home, error) from error
+        except openai.APIStatusError as error:
+            raise RequestRefused(f"the server answered {error.status_code}: {_short(error.message)}") from error
+        except (TimeoutError, openai.APIError, _BadAnswer) as error:
+            raise await self._verdict(home, error) from error
+
+    async def _ask(self, client: openai.AsyncOpenAI, request: Request) -> Completion:
+        if request.choices is not None and self._logprobs:
+            try:
+                return _forced(
+                    await self._create(client, request, logprobs=True, top_logprobs=TOP_LOGPROBS), request.choices
+                )
+            except openai.BadRequestError:
+                # Either the request itself is refused, and then it is again, or this server has no log-probabilities.
+                answer = _free(await self._create(client, request))
+                self._logprobs = False
+                return answer
+        return _free(await self._create(client, request))
+
+    async def _create(self, client: openai.AsyncOpenAI, request: Request, **options: Any) -> ChatCompletion:
+        forced = request.choices is not None
+        if self._spec.send_seed and not forced and request.sampling.temperature > 0:
+            options["seed"] = request.seed
+        messages: Any = [{"role": message.role, "content": message.content} for message in request.messages]
+        answer: Any = await client.chat.completions.create(
+            model=self._served,
+            messages=messages,
+            max_tokens=1 if forced else request.sampling.max_tokens,
+            temperature=0.0 if forced else request.sampling.temperature,
+            top_p=1.0 if forced else request.sampling.top_p,
+            **options,
+        )
+        if not isinstance(answer, ChatCompletion) or not answer.choices:
+            raise _BadAnswer(f"an answer that is not a chat completion: {_short(str(answer))}")
+        return answer
+
+    async def _verdict(self, home: int, error: Exception) -> Exception:
+        """Whose fault a call's last failure was: the server's, if it does not even list its models, else the call's."""
+        try:
+            await asyncio.to_thread(served_models, self._endpoints[home], self._key)
+        except BadInput:
+            return EngineGaveUp(f"{self._endpoints[home]} does not answer any more ({_short(str(error))})")
+        if isinstance(error, openai.RateLimitError):
+            return EngineGaveUp(
+                f"{self._endpoints[home]} still answers 429 after {self._spec.retries} retries. Lower --slots."
+            )
+        what = _short(str(error)) or f"no answer within {self._spec.deadline_seconds:g} s"
+        return RequestRefused(f"the server kept failing on this call alone: {what}")
+
+
+class _BadAnswer(Exception):
+    """A reply with a good status and no completion in it."""
+
+
+def served_models(endpoint: str, key: str) -> list[str]:
+    """The models that an endpoint lists; empty if it keeps no list. Raises BadInput if it cannot be reached."""
+    try:
+        with openai.OpenAI(base_url=endpoint, api_key=key, max_retries=0, timeout=30.0) as client:
+            return [model.id for model in client.models.list()]
+    except openai.APIConnectionError as error:
+        cause = _short(str(error.__cause__ or error))
+        raise BadInput(
+            endpoint,
+            f"no server that answers ({cause})",
+            "an OpenAI-compatible server",
+            "Start it, or mend --endpoint.",
+        ) from error
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        found = f"a server that refuses the key ({error.status_code})"
+        raise BadInput(endpoint, found, "access", "Set CAI_API_KEY.") from error
+    except openai.InternalServerError as error:
+        raise BadInput(
+            endpoint, f"the status {error.status_code}", "a server that works", "See the server's log."
+        ) from error
+    except (openai.APIError, AttributeError, TypeError, ValueError):
+        return []  # a server that keeps no such list may still answer chats
+
+
+def _only_model(endpoint: str, key: str) -> str:
+    served = served_models(endpoint, key)
+    if len(served) != 1:
+        found = f"{len(served)} models ({', '.join(served)})" if served else "no list of models"
+        raise BadInput(endpoint, found, "exactly one, since --model is not given", "Give --model.")
+    return served[0]
+
+
+def _base_url(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise BadInput("endpoint", f"'{endpoint}'", "an address such as http://127.0.0.1:8000/v1", "Mend --endpoint.")
+    return endpoint.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
+
+
+def _free(answer: ChatCompletion) -> Completion:
+    choice, usage = answer.choices[0], answer.usage
+    details = usage.prompt_tokens_details if usage else None
+    return Completion(
+        text=choice.message.content or "",
+        finish="length" if choice.finish_reason == "length" else "stop",
+        prompt_tokens=usage.prompt_tokens if usage else 0,
+        cached_tokens=(details.cached_tokens or 0) if details else 0,
+        completion_tokens=usage.completion_tokens if usage else 0,
+    )
+
+
+def _forced(answer: ChatCompletion, choices: tuple[str, str]) -> Completion:
+    free = _free(answer)
+    told = answer.choices[0].logprobs
+    if told is None or not told.content:
+        return free
+    found = choice_logprobs([(top.token, top.logprob) for top in told.content[0].top_logprobs], choices)
+    text = free.text if found is None else choices[0] if found[0] >= found[1] else choices[1]
+    return Completion(text, "stop", free.prompt_tokens, free.cached_tokens, free.completion_tokens, (), found)
+
+
+def choice_logprobs(likeliest: Sequence[tuple[str, float]], choices: tuple[str, str]) -> tuple[float, float] | None:
+    """The log-probabilities of two words among the likeliest first tokens, or None if neither is there.
+
+    White space around a token is ignored and its spellings are added up. A word that is not listed is at most as
+    probable as the last one that is; that bound is taken, so that a probability is never made out of nothing.
+    """
+    sums = {word: sum(math.exp(logprob) for token, logprob in likeliest if token.strip() == word) for word in choices}
+    if not any(sums.values()):
+        return None
+    bound = min(math.exp(logprob) for _, logprob in likeliest)
+    first, second = (math.log(sums[word] or bound) for word in choices)
+    return first, second
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:200]

@@ -1,0 +1,47 @@
+"""Where files come from and how they are written: the user's first, then those that travel with the package."""
+
+import os
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+# In a wheel the shipped folders lie in cai/shipped; in a checkout they are the folders at its top.
+_SHIPPED = _PACKAGE / "shipped" if (_PACKAGE / "shipped").is_dir() else _PACKAGE.parent
+
+
+def find_shipped(folder: str, name: str, suffix: str) -> Path | None:
+    """The file that `name` means: a path as it stands, else NAME in the user's `folder`, else the one that is shipped.
+
+    `folder` is relative to the current folder and to the shipped files alike ("constitutions", "prompts"), so that a
+    file of the user with a shipped name comes first. None if there is no such file.
+    """
+    with_suffix = name if name.endswith(suffix) else name + suffix
+    for path in (Path(name), Path(folder) / with_suffix, _SHIPPED / folder / with_suffix):
+        if path.is_file():
+            return path
+    return None
+
+
+def shipped_names(folder: str, suffix: str) -> list[str]:
+    """The names that `find_shipped` knows in `folder`, for an error that lists them."""
+    found = [path for root in (Path(folder), _SHIPPED / folder) for path in root.glob(f"*{suffix}")]
+    return sorted({path.name.removesuffix(suffix) for path in found})
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside the name, sync, rename: a finished name means a finished file, also after a power cut."""
+    scratch = path.with_name(f".{path.name}.tmp")
+    with scratch.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    publish(scratch, path)
+
+
+def publish(scratch: Path, path: Path) -> None:
+    """Give a written and synced file its name, and sync the folder that holds the name."""
+    os.replace(scratch, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

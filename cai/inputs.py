@@ -1,0 +1,326 @@
+"""Prompts from JSONL, Parquet, CSV or `datasets:NAME[:CONFIG][:SPLIT]`, read as a stream, in order, nothing changed.
+
+Each record becomes rows or one drop with a reason, so kept + dropped = read. What concerns the whole file (it is
+missing, its columns are misnamed, none of its rows can be used) is BadInput before a model is asked anything.
+"""
+
+import csv
+import difflib
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cai.errors import BadInput
+from cai.files import find_shipped
+from cai.ids import digest, digest_of_rows
+from cai.rows import Drop, Message, Row
+
+COLUMNS = ("prompt", "id")
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A record that could not even be parsed: `found` says what is there instead, `raw` is its beginning."""
+
+    found: str
+    raw: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The records of one shard in input order: rows to work on, and drops. `digests` has one for each."""
+
+    index: int
+    items: tuple[Row | Drop, ...]
+    digests: tuple[str, ...]
+
+    @property
+    def sha(self) -> str:
+        return digest_of_rows(self.digests)
+
+
+class Prompts:
+    """A prompt source. Iterating over `chunks` reads it anew each time."""
+
+    def __init__(self, spec: str, stage: str, limit: int | None, samples: int, strict: bool) -> None:
+        self.spec, self.stage, self.limit, self.samples, self.strict = spec, stage, limit, samples, strict
+
+    def chunks(self, records_in_chunk: int) -> Iterator[Chunk]:
+        """The source in chunks of that many records; of each good record there are `samples` rows.
+
+        Raises BadInput for a fault of the whole source, and with `strict` for the first record that cannot be used.
+        """
+        items = self._items()
+        for index, group in enumerate(_groups(items, records_in_chunk)):
+            flat = tuple(item for record in group for item in record)
+            yield Chunk(index, flat, tuple(digest(asdict(item))[:16] for item in flat))
+
+    def _items(self) -> Iterator[tuple[Row | Drop, ...]]:
+        seen: set[bytes] = set()
+        copies: dict[bytes, int] = {}
+        position = 0
+        for number, (place, record) in enumerate(islice(read_records(self.spec), self.limit)):
+            if number == 0 and isinstance(record, dict):
+                _check_columns(place, record)
+            try:
+                prompt_id, prompt, extra = parse(record, place, copies)
+                address = _address(prompt_id)
+                if address in seen:
+                    raise _BadRecord("duplicate_id", f"the id '{prompt_id}' again", "each id once")
+                seen.add(address)
+            except _BadRecord as bad:
+                problem = BadInput(
+                    place, bad.found, bad.expected, "Mend the record; without --strict it is dropped and counted."
+                )
+                if self.strict:
+                    raise problem from None
+                raw = (
+                    record.raw
+                    if isinstance(record, Unreadable)
+                    else json.dumps(plain(record), ensure_ascii=True)[:2000]
+                )
+                sentence = f"{place}: found {bad.found}, expected {bad.expected}"
+                yield (Drop(bad.row_id or place, self.stage, bad.reason, sentence, raw, place),)
+                continue
+            rows = [
+                Row(f"{prompt_id}~{k}" if k else prompt_id, prompt_id, k, prompt, place, extra, position + k)
+                for k in range(self.samples)
+            ]
+            position += self.samples
+            yield tuple(rows)
+
+
+class _BadRecord(Exception):
+    def __init__(self, reason: str, found: str, expected: str, row_id: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.found, self.expected, self.row_id = reason, found, expected, row_id
+
+
+def read_records(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
+    """Each record with its place ("file.jsonl:12"). Raises BadInput if the source as a whole cannot be read."""
+    if spec.startswith("datasets:"):
+        yield from _datasets(spec)
+        return
+    path = find_shipped("data/prompts", spec, ".jsonl") or Path(spec)
+    readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet, ".csv": _csv}
+    if path.suffix not in readers:
+        remedy = "Convert it, or give datasets:NAME." if path.exists() else "Check the path."
+        raise BadInput(spec, f"the ending '{path.suffix}'", "a .jsonl, .parquet or .csv file, or datasets:NAME", remedy)
+    if not path.is_file():
+        raise BadInput(
+            spec, "no such file", "a file of prompts", "Check the path; it is relative to the current folder."
+        )
+    try:
+        yield from readers[path.suffix](path)
+    except OSError as error:
+        raise BadInput(
+            spec, f"a file that cannot be read ({error})", "a readable file", "Check its permissions."
+        ) from error
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path.name}:{number}"
+            try:
+                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError) as error:
+                yield place, Unreadable(f"no JSON ({error})", line[:2000].decode("utf-8", "replace"))
+                continue
+            if isinstance(record, dict):
+                yield place, record
+            else:
+                yield place, Unreadable(f"JSON of the type {_kind(record)}", line[:2000].decode("utf-8", "replace"))
+
+
+def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
+    csv.field_size_limit(1 << 30)
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file)
+        try:
+            for record in reader:
+                place = f"{path.name}:{reader.line_num}"
+                if None in record or None in record.values():
+                    columns = len(reader.fieldnames or ())
+                    yield (
+                        place,
+                        Unreadable(f"a line that has not {columns} columns", json.dumps(record, default=str)[:2000]),
+                    )
+                else:
+                    yield place, dict(record)
+        except csv.Error as error:
+            raise BadInput(f"{path}:{reader.line_num}", str(error), "CSV", "Mend that line.") from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise BadInput(
+            str(path), f"no Parquet file ({error})", "a Parquet file", "Check how it was written."
+        ) from error
+    with file:
+        number = 0
+        for batch in file.iter_batches(batch_size=1024):
+            for record in batch.to_pylist():
+                number += 1
+                yield f"{path.name}:{number}", record
+
+
+def _datasets(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    name, *rest = spec.removeprefix("datasets:").split(":")
+    if not name or len(rest) > 2:
+        raise BadInput(spec, "this", "datasets:NAME, datasets:NAME:SPLIT or datasets:NAME:CONFIG:SPLIT", "Mend it.")
+    split = rest[-1] if rest else "train"
+    try:
+        source: Any = datasets.load_dataset(name, rest[0] if len(rest) == 2 else None, split=split, streaming=True)
+        for number, record in enumerate(source, start=1):
+            yield f"{name}:{split}:{number}", dict(record)
+    except (OSError, ValueError, ImportError, DatasetsError) as error:
+        brief = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInput(
+            spec,
+            f"a dataset that cannot be loaded ({brief})",
+            "a dataset on the hub or a folder",
+            "Check name and split.",
+        ) from error
+
+
+def _check_columns(place: str, record: dict[str, Any]) -> None:
+    """A misspelt column is a fault of the whole source: every row would be dropped, or lose its id, for it."""
+    for known in COLUMNS:
+        if known in record:
+            continue
+        spelt = {name.strip().casefold(): name for name in record}
+        close = spelt.get(known) or spelt.get(f"{known}s")
+        if close is None and known == "prompt":
+            found = difflib.get_close_matches("prompt", list(spelt), n=1, cutoff=0.7)
+            close = spelt[found[0]] if found else None
+        if close is not None:
+            raise BadInput(place, f"the column '{close}'", f"'{known}'", f"Rename the column to '{known}'.")
+    if "prompt" not in record:
+        columns = ", ".join(f"'{name}'" for name in record) or "none"
+        raise BadInput(
+            place,
+            f"the columns {columns}",
+            "a column 'prompt' with text or messages",
+            "Rename the column that holds it.",
+        )
+
+
+def parse(
+    record: dict[str, Any] | Unreadable, place: str, copies: dict[bytes, int]
+) -> tuple[str, tuple[Message, ...], str]:
+    """Id, conversation and carried-along columns (a JSON object) of one record.
+
+    A record without an id is named by its conversation, so that its id, and all that is derived from it, stays the same
+    when records are added before it; `copies` counts equal conversations, which get "-2", "-3", ... behind the id.
+    """
+    if isinstance(record, Unreadable):
+        raise _BadRecord("not_readable", record.found, "an object with a 'prompt'")
+    given = record.get("id")
+    row_id = _id(given) if given is not None else ""
+    prompt = _conversation(record.get("prompt"), row_id)
+    if not row_id:
+        row_id = digest([[message.role, message.content] for message in prompt])[:16]
+        address = _address(row_id)
+        copies[address] = copies.get(address, 0) + 1
+        if copies[address] > 1:
+            row_id = f"{row_id}-{copies[address]}"
+    extra = {name: plain(value) for name, value in record.items() if name not in COLUMNS}
+    return row_id, prompt, json.dumps(extra, ensure_ascii=True, sort_keys=True) if extra else "{}"
+
+
+def _id(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > 500:
+        raise _BadRecord("bad_id", f"the id {json.dumps(plain(value))[:80]}", "printable text or a whole number")
+    return value
+
+
+def _conversation(value: object, row_id: str) -> tuple[Message, ...]:
+    def bad(reason: str, found: str, expected: str) -> _BadRecord:
+        return _BadRecord(reason, found, expected, row_id)
+
+    if value is None:
+        raise bad("no_prompt", "no 'prompt'", "text or a list of messages")
+    if isinstance(value, str):
+        return (Message("user", _text(value, "prompt", bad)),)
+    if not isinstance(value, list) or not value:
+        raise bad("bad_prompt", f"a prompt of the type {_kind(value)}", "text or a list of messages")
+    messages: list[Message] = []
+    turns: list[Any] = value
+    for number, turn in enumerate(turns, start=1):
+        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+            raise bad(
+                "bad_message", f"no role and content in message {number}", 'messages as {"role": ..., "content": ...}'
+            )
+        if others := [name for name, extra in turn.items() if name not in ("role", "content") and extra is not None]:
+            raise bad("bad_message", f"the key '{others[0]}' in message {number}", "role and content only")
+        if turn["role"] not in ROLES:
+            raise bad(
+                "bad_role", f"the role {json.dumps(plain(turn['role']))[:40]} in message {number}", ", ".join(ROLES)
+            )
+        messages.append(Message(turn["role"], _text(turn["content"], f"content in message {number}", bad)))
+    if messages[-1].role != "user":
+        raise bad(
+            "no_user_turn",
+            f"a conversation that ends with the {messages[-1].role}",
+            "one that ends with the user's turn",
+        )
+    return tuple(messages)
+
+
+def _text(value: object, where: str, bad: Any) -> str:
+    if not isinstance(value, str):
+        raise bad("bad_prompt", f"{where} of the type {_kind(value)}", "text")
+    if not value.strip():
+        raise bad("empty_text", f"an empty {where}", "some text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise bad("not_text", f"half a surrogate pair in {where}", "text that UTF-8 can hold") from None
+    return value
+
+
+def plain(value: Any) -> Any:
+    """`value` with JSON types only: dates and bytes as text, and numbers that are not finite as text too."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
+
+
+def _kind(value: object) -> str:
+    names = {"dict": "object", "str": "text", "bool": "boolean", "int": "number", "float": "number", "NoneType": "null"}
+    kind = type(value).__name__
+    return names.get(kind, kind) + (" (empty)" if value in ([], {}) else "")
+
+
+def _address(text: str) -> bytes:
+    # Eight bytes an id keep the memory flat over millions of rows; a false "duplicate" has a chance of 1e-7 at a
+    # million.
+    return bytes.fromhex(digest(text)[:16])
+
+
+def _groups(items: Iterable[tuple[Row | Drop, ...]], size: int) -> Iterator[list[tuple[Row | Drop, ...]]]:
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group

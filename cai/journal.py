@@ -1,0 +1,146 @@
+"""Finished calls, by content address. What is here is never asked again.
+
+A segment is a text file, one call a line: a checksum, a space, and a JSON object. A line is written with one system
+call the moment its answer is there, so a killed process loses only what was in flight. A torn or damaged line is
+named and passed over; the call it held is asked again. Nothing is ever rewritten.
+"""
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from cai.engines import Completion, Engine, Request
+from cai.errors import BadInput
+
+_COMPLETION_FIELDS = tuple(field.name for field in fields(Completion))
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one session of a run asked its models. Token counts are of asked calls; reused ones cost nothing."""
+
+    asked_calls: int = 0
+    reused_calls: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    def count(self, completion: Completion) -> None:
+        self.asked_calls += 1
+        self.prompt_tokens += completion.prompt_tokens
+        self.cached_tokens += completion.cached_tokens
+        self.completion_tokens += completion.completion_tokens
+
+
+class OtherRuns:
+    """Calls that other runs have finished. Only their places are kept in memory, about 100 bytes a call."""
+
+    def __init__(self, runs: Iterable[Path]) -> None:
+        self._places: dict[bytes, tuple[Path, int]] = {}
+        self.damaged: list[str] = []
+        for run in runs:
+            if not (run / "journal").is_dir():
+                raise BadInput(
+                    f"--reuse {run}", "no journal", "the folder of a run", "Give the folder that was its --out."
+                )
+            for segment in sorted((run / "journal").glob("*.jsonl")):
+                for offset, entry in _entries(segment, self.damaged):
+                    self._places.setdefault(bytes.fromhex(entry["key"]), (segment, offset))
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        """The journal entry of a call, or None."""
+        place = self._places.get(bytes.fromhex(key))
+        if place is None:
+            return None
+        with place[0].open("rb") as file:
+            file.seek(place[1])
+            return _read(file.readline())
+
+
+class Journal:
+    """One segment: the calls of the rows of one shard."""
+
+    def __init__(self, path: Path, tally: Tally, others: OtherRuns | None = None) -> None:
+        self._path, self._tally, self._others = path, tally, others
+        self.damaged: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._finished = {entry["key"]: entry for _, entry in _entries(self._path, self.damaged)}
+        self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            os.write(self._file, b"\n")  # the torn last line of a killed process: end it, so that it spoils no other
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.fsync(self._file)
+        os.close(self._file)
+
+    async def ask(self, engine: Engine, request: Request) -> tuple[str, Completion]:
+        """The call's key and its completion: from this segment, from other runs, or from the engine."""
+        key = request.key(engine.model)
+        entry = self._finished.get(key)
+        if entry is None and self._others is not None and (entry := self._others.find(key)) is not None:
+            self._write(entry)  # so that this run's journal is whole
+        if entry is not None:
+            self._tally.reused_calls += 1
+            return key, _completion(entry)
+        begun = time.monotonic()
+        completion = await engine.complete(request)
+        seconds = round(time.monotonic() - begun, 3)
+        named = {
+            "key": key,
+            "purpose": request.purpose,
+            "row_id": request.row_id,
+            "model": engine.model,
+            "seconds": seconds,
+        }
+        self._write(named | asdict(completion))
+        self._tally.count(completion)
+        return key, completion
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        text = json.dumps(entry, separators=(",", ":"))
+        line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
+        while line:
+            line = line[os.write(self._file, line) :]
+        self._finished[entry["key"]] = entry
+
+
+def _completion(entry: dict[str, Any]) -> Completion:
+    values = {name: entry[name] for name in _COMPLETION_FIELDS}
+    values["token_ids"] = tuple(values["token_ids"])
+    values["choice_logprobs"] = tuple(values["choice_logprobs"]) if values["choice_logprobs"] else None
+    return Completion(**values)
+
+
+def _entries(path: Path, damaged: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Offset and entry of each sound line; what is not sound is named in `damaged`."""
+    if not path.exists():
+        return
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            entry = _read(line)
+            if entry is not None:
+                yield offset, entry
+            elif line.strip():
+                damaged.append(f"{path}:{number}")
+            offset += len(line)
+
+
+def _read(line: bytes) -> dict[str, Any] | None:
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(text):
+        return None
+    try:
+        entry = json.loads(text)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None

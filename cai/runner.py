@@ -1,0 +1,126 @@
+"""Keeps many rows in flight, and writes each shard when its last row is done. Knows nothing of prompts or principles.
+
+There is no barrier anywhere: a row that is done makes room for the next one, also when that belongs to a later shard,
+so the tail of a shard never idles the engine. Rows start in input order and each shard is written in input order.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cai.errors import CaiError, RowDropped
+from cai.inputs import Chunk
+from cai.journal import Journal, OtherRuns, Tally
+from cai.revise import Ask
+from cai.rows import Drop, Row
+from cai.store import Run, ShardMark
+
+Work = Callable[[Row, Ask], Awaitable[object]]
+
+
+class Watch(Protocol):
+    """Whoever wants to see how a run goes. All calls come from the event loop's thread."""
+
+    def begin(self, stage: str, rows: int, finished: int) -> None:
+        """`rows` are to be there in the end, `finished` of them are there already."""
+        ...
+
+    def row(self, kept: bool) -> None:
+        """One row is done."""
+        ...
+
+    def shard(self, path: Path, rows: int, drops: int) -> None:
+        """One shard is written."""
+        ...
+
+    def say(self, sentence: str) -> None:
+        """Something worth a line in the log."""
+        ...
+
+
+@dataclass(slots=True)
+class _Shard:
+    """One chunk under way: results come in any order, and go out in input order."""
+
+    chunk: Chunk
+    journal: Journal
+    open: ExitStack
+    results: list[object | None] = field(default_factory=list[object | None])
+    missing: int = 0
+
+
+async def run_chunks(
+    run: Run,
+    stage: str,
+    table: str,
+    chunks: Iterable[Chunk],
+    work: Work,
+    settings_sha: str,
+    rows_in_flight: int,
+    tally: Tally,
+    others: OtherRuns | None,
+    watch: Watch,
+) -> None:
+    """Work through the chunks, `rows_in_flight` rows at a time, and write one shard for each.
+
+    A row whose work raises RowDropped becomes a drop. Any other error ends the whole run: rows in flight are cancelled,
+    finished calls and shards stay. Raises that error itself (the first, if several came at once).
+    """
+    free = asyncio.Semaphore(rows_in_flight)
+
+    async def one(shard: _Shard, place: int, row: Row) -> None:
+        try:
+            shard.results[place] = await work(row, shard.journal.ask)
+        except RowDropped as dropped:
+            shard.results[place] = Drop(row.row_id, stage, dropped.reason, dropped.detail, dropped.raw, row.source)
+        finally:
+            free.release()
+        watch.row(kept=not isinstance(shard.results[place], Drop))
+        shard.missing -= 1
+        if shard.missing == 0:
+            await finish(shard)
+
+    async def finish(shard: _Shard) -> None:
+        drops = [result for result in shard.results if isinstance(result, Drop)]
+        rows = [result for result in shard.results if not isinstance(result, Drop)]
+        mark = ShardMark(settings_sha, shard.chunk.digests, len(drops))
+        index = shard.chunk.index
+        shard.open.close()
+        await asyncio.to_thread(run.write_shard, stage, table, index, rows, drops, mark)
+        watch.shard(run.shard(table, index), len(rows), len(drops))
+
+    try:
+        with ExitStack() as journals:
+            async with asyncio.TaskGroup() as group:
+                for chunk in chunks:
+                    journal = Journal(run.folder / "journal" / f"part-{chunk.index:05d}.jsonl", tally, others)
+                    opened = journals.enter_context(ExitStack())
+                    opened.enter_context(journal)
+                    for place in journal.damaged:
+                        watch.say(f"{place} is damaged and passed over; the call it held is asked again.")
+                    shard = _Shard(chunk, journal, opened, list[object | None](chunk.items), len(chunk.items))
+                    bad = [item for item in chunk.items if isinstance(item, Drop)]
+                    shard.missing -= len(bad)
+                    for _ in bad:
+                        watch.row(kept=False)
+                    if shard.missing == 0:
+                        await finish(shard)
+                    for place, item in enumerate(chunk.items):
+                        if isinstance(item, Row):
+                            await free.acquire()
+                            group.create_task(one(shard, place, item))
+    except BaseExceptionGroup as errors:
+        # One sentence for the user: the end that tells what to do, if there is one, else the first.
+        flat = list(_flat(errors))
+        raise next((error for error in flat if isinstance(error, CaiError)), flat[0]) from None
+
+
+def _flat(error: BaseException) -> Iterable[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _flat(inner)
+    else:
+        yield error
