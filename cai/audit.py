@@ -1,11 +1,14 @@
 """The report of a run: what was read, kept, dropped and changed, and what it cost. Counted from the tables."""
 
 from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from cai.checks import NOT_TAKEN
 from cai.journal import Tally
 from cai.store import Json, Run
+from cai.templates import fence
 
 TABLES = {"generate": "responses", "revise": "trajectories"}
 
@@ -94,3 +97,33 @@ def report(run: Run) -> Json:
         }
         for stage, belongs in run.settings().items()
     }
+
+
+def markdown(run: Run, stage: str) -> str:
+    """A finished stage as Markdown: its counts and, for `revise`, three rows before and after."""
+    entry = run.manifest()[stage]
+    counts, money = entry["counts"], entry["cost"]
+    lines = [f"# cai {stage}", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {counts[name]} |" for name in ("read", "kept", "dropped", "changed") if name in counts]
+    lines += [f"| dropped: {reason} | {count} |" for reason, count in counts["dropped_by_reason"].items()]
+    lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in money.items()]
+    if stage == "revise":
+        for row in islice(examples(run), 3):
+            lines += ["", f"## {_cell(row['row_id'])}", ""]
+            lines += [_quote("asked", row["prompt"][-1]["content"])]
+            lines += [_quote("before", row["response"]), _quote("after", row["final"])]
+    return "\n".join(lines) + "\n"
+
+
+def examples(run: Run) -> Iterator[Json]:
+    """Trajectories to show: changed ones first, in input order, then the others."""
+    yield from (row for row in run.records("trajectories") if row["changed"])
+    yield from (row for row in run.records("trajectories") if not row["changed"])
+
+
+def _quote(title: str, text: str) -> str:
+    return f"**{title}**\n\n{fence(text[:1000])}\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("`", "'")

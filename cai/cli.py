@@ -282,13 +282,18 @@ def _stopped(out: str, code: int) -> NoReturn:
 
 
 def main() -> None:
-    """The console script: one sentence for every end that a person can act on; a traceback only with --debug."""
+    """The console script."""
+    run_cli(cai, sys.argv[1:])
+
+
+def run_cli(command: click.Command, arguments: list[str]) -> None:
+    """Run a command: one sentence and an exit code for every end that a person can act on."""
     try:
-        cai(standalone_mode=False)
+        command(arguments, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except CaiError as error:
         _fail(str(error), error.exit_code)

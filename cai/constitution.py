@@ -68,9 +68,7 @@ class _File(_Strict):
     name: Slug = Field(description="The constitution's name; it goes into every row.")
     version: Text = Field(description="Your own numbering, as text.")
     description: Text = Field(description="What it is for and whom it speaks for.")
-    principles: tuple[Principle, ...] = Field(
-        min_length=1, strict=False, description="In the order in which people should read them."
-    )
+    principles: list[Principle] = Field(min_length=1, description="In the order in which people should read them.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +107,9 @@ def load_constitution(name: str) -> Constitution:
     problems, file, text = _check(path)
     if problems or file is None:
         raise problems[0]
-    return Constitution(file.name, file.version, file.description, file.principles, path, text, file_digest(path))
+    return Constitution(
+        file.name, file.version, file.description, tuple(file.principles), path, text, file_digest(path)
+    )
 
 
 def check_constitution(path: Path) -> list[BadInput]:

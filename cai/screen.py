@@ -4,7 +4,6 @@ import difflib
 import re
 import sys
 import time
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cai.audit import TABLES
+from cai.audit import TABLES, examples
+from cai.checks import NOT_TAKEN
 from cai.constitution import Constitution
 from cai.stages import Outcome
-from cai.store import Json, Run, open_run
+from cai.store import Json, open_run
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -101,12 +101,6 @@ def print_outcome(outcome: Outcome, stage: str, out: str) -> None:
     first = next(run.records(TABLES[stage], ["row_id"]), None)
     if first is not None:
         screen.print(f"One row  cai show {escape(out)} {escape(first['row_id'])}")
-
-
-def examples(run: Run) -> Iterator[Json]:
-    """Rows to show: changed ones first, in input order, then the others."""
-    yield from (row for row in run.records("trajectories") if row["changed"])
-    yield from (row for row in run.records("trajectories") if not row["changed"])
 
 
 def print_report(result: Json, run: str) -> None:
@@ -216,8 +210,6 @@ def _print_trajectory(screen: Console, row: Json) -> None:
                 title_align="left",
             )
         )
-        from cai.checks import NOT_TAKEN
-
         if NOT_TAKEN.intersection(one["flags"]):
             screen.print("  not taken; the answer stays as it was")
         else:

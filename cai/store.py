@@ -44,14 +44,18 @@ class ShardMark:
 def to_table(rows: Sequence[object], table: str) -> Any:
     """Dataclass rows as an Arrow table with the schema of `table`.
 
-    Raises ValueError where a row's keys differ from the schema: pyarrow alone drops unknown keys and fills missing ones
-    with nulls without a word.
+    Raises ValueError where a row's keys differ from the schema, or a null stands where none may: pyarrow alone drops
+    unknown keys, fills missing ones with nulls and lets both pass without a word.
     """
     schema = SCHEMAS[table]
     records = [_record(row) for row in rows]
     for record in records:
         _check_keys(record, schema, table)
-    return pa.Table.from_pylist(records, schema=schema)
+    made: Any = pa.Table.from_pylist(records, schema=schema)
+    for field in schema:
+        if not field.nullable and made.column(field.name).null_count:
+            raise ValueError(f"{table}: a null in '{field.name}', which never has one")
+    return made
 
 
 def _record(row: object) -> Json:

@@ -224,12 +224,21 @@ class TransformersEngine:
 
 
 def next_batch(waiting: Sequence[_Call], slots: int) -> list[_Call]:
-    """The calls to serve next, at most `slots`: forced ones if any wait, else the first in line and those like it."""
+    """The calls to serve next: forced ones if any wait, else the first in line and those like it in length.
+
+    At most `slots`, and at most a third of the batch is padding: on a CPU, long prompts beside short ones cost more in
+    padding than a larger batch saves.
+    """
     forced = [call for call in waiting if call.request.choices is not None]
     line = sorted(forced or waiting, key=lambda call: call.request.position)
-    length = len(line[0].prompt_ids)
-    nearest = sorted(line[1:], key=lambda call: abs(len(call.prompt_ids) - length))
-    return sorted([line[0], *nearest[: slots - 1]], key=lambda call: len(call.prompt_ids))
+    first = len(line[0].prompt_ids)
+    batch, real, longest = [line[0]], first, first
+    for call in sorted(line[1:], key=lambda call: abs(len(call.prompt_ids) - first)):
+        length = len(call.prompt_ids)
+        if len(batch) == slots or 2 * (len(batch) + 1) * max(longest, length) > 3 * (real + length):
+            break
+        batch, real, longest = [*batch, call], real + length, max(longest, length)
+    return sorted(batch, key=lambda call: len(call.prompt_ids))
 
 
 def sample(logits: torch.Tensor, samplers: Sequence[tuple[Sampling, Random]]) -> list[int]:

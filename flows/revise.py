@@ -1,0 +1,31 @@
+"""cai/revise: answer, criticise, revise. Run it with `prefect deployment run cai/revise`."""
+
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from cai.settings import ReviseSettings
+from cai.stages import Outcome, revise_stage
+from flows.shared import FlowWatch, load_api_key, main, parameters_of
+
+
+@task(name="revise", task_run_name="revise {settings.out}", cache_policy=NO_CACHE, persist_result=False)
+async def trajectories(settings: ReviseSettings) -> Outcome:
+    """The stage as one task: rows and shards are inside, and resuming lives in the run folder."""
+    watch = FlowWatch()
+    outcome = await revise_stage(settings, watch)
+    await watch.finish(outcome, settings.out)
+    return outcome
+
+
+@flow(name="cai", flow_run_name="revise {out}", persist_result=False)
+@parameters_of(ReviseSettings)
+async def revise(**parameters: Any) -> Outcome:
+    """Answer prompts, criticise and revise the answers against a constitution, and write trajectories as Parquet."""
+    await load_api_key()
+    return await trajectories(ReviseSettings(**parameters))
+
+
+if __name__ == "__main__":
+    main(revise, ReviseSettings, "revise")

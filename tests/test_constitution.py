@@ -1,0 +1,103 @@
+import hashlib
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from cai.constitution import check_constitution, json_schema, load_constitution
+from cai.errors import BadInput
+
+GOOD = """\
+name: mine
+version: "1"
+description: A test.
+principles:
+  - id: kind
+    statement: The answer is kind.
+    rationale: Kindness matters.
+    critique: Say where it is unkind.
+    revision: Make it kind.
+    comparison: Which is kinder?
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_shipped_constitution_loads_and_its_digest_is_that_of_the_file():
+    loaded = load_constitution("harmlessness")
+    assert loaded.sha == hashlib.sha256(loaded.path.read_bytes()).hexdigest()
+    assert len(loaded.principles) >= 8
+    assert all(principle.examples and principle.references for principle in loaded.principles)
+
+
+def test_defaults_are_filled_in(tmp_path: Path):
+    principle = load_constitution(str(written(tmp_path, GOOD))).principles[0]
+    assert (principle.weight, principle.tags, principle.examples) == (1.0, (), ())
+
+
+MISTAKES = {
+    "an unknown key": (GOOD + "    ratoinale: x\n", 11, "Did you mean 'rationale'?"),
+    "an unknown key at the top": ("nmae: x\n" + GOOD, 1, "Did you mean 'name'?"),
+    "a duplicate id": (GOOD + GOOD[GOOD.index("  - id") :], 11, "first on line 5"),
+    "an empty wording": (GOOD.replace("Make it kind.", '""'), 9, "empty 'principles.0.revision'"),
+    "a missing wording": (GOOD.replace("    comparison: Which is kinder?\n", ""), 5, "no 'principles.0.comparison'"),
+    "a wrong type": (GOOD.replace("Make it kind.", "[1, 2]"), 9, "valid string"),
+    "a number for text": (GOOD.replace('"1"', "1"), 2, "valid string"),
+    "a weight of nothing": (GOOD + "    weight: 0\n", 11, "greater than 0"),
+    "an id with spaces": (GOOD.replace("id: kind", "id: Be kind"), 5, "match pattern"),
+    "a key that stands twice": (GOOD + "    statement: Again.\n", 11, "a second time"),
+    "no principles": (GOOD[: GOOD.index("  - id")].replace("principles:", "principles: []"), 4, "at least 1 item"),
+    "text that is not YAML": (GOOD + "  : : [", 11, "Mend that line"),
+    "an empty file": ("", 1, "dictionary"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_with_file_and_line(tmp_path: Path, mistake: str):
+    text, line, words = MISTAKES[mistake]
+    path = written(tmp_path, text)
+    with pytest.raises(BadInput) as caught:
+        load_constitution(str(path))
+    assert str(caught.value).startswith(f"{path}:{line}: ")
+    assert words in str(caught.value)
+
+
+def test_all_mistakes_of_a_file_are_found_in_the_order_of_its_lines(tmp_path: Path):
+    path = written(tmp_path, GOOD.replace("name: mine", "nmae: mine").replace("Make it kind.", '""'))
+    places = [problem.place for problem in check_constitution(path)]
+    assert places == [f"{path}:1", f"{path}:1", f"{path}:9"]
+
+
+def test_yaml_is_loaded_safely(tmp_path: Path):
+    target = tmp_path / "made"
+    path = written(tmp_path, f"name: !!python/object/apply:os.mkdir ['{target}']\n")
+    assert check_constitution(path)
+    assert not target.exists()
+
+
+def test_a_file_of_the_user_comes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "constitutions").mkdir()
+    (tmp_path / "constitutions" / "harmlessness.yaml").write_text(GOOD)
+    monkeypatch.chdir(tmp_path)
+    assert load_constitution("harmlessness").name == "mine"
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(BadInput, match="Known names: .*harmlessness"):
+        load_constitution("harmlesness")
+
+
+def test_the_published_schema_is_the_one_in_use_and_fits_the_shipped_constitutions():
+    folder = Path(__file__).parent.parent / "constitutions"
+    schema = json.loads((folder / "schema.json").read_text())
+    assert schema == json_schema(), "run: cai constitution schema > constitutions/schema.json"
+    for path in folder.glob("*.yaml"):
+        jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(GOOD) | {"nmae": "x"}, schema)

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cai.constitution import Constitution
+from cai.errors import BadInput
+from cai.templates import VARIABLES, fence, load_templates
+
+
+def folder_with(tmp_path: Path, **files: str) -> str:
+    for name, text in files.items():
+        (tmp_path / name.replace("__", ".")).write_text(text, encoding="utf-8")
+    return str(tmp_path)
+
+
+def test_the_shipped_templates_hold_each_principle_s_own_wording(constitution: Constitution):
+    for few_shot in (True, False):
+        templates = load_templates(None, few_shot)
+        for principle in constitution.principles:
+            assert principle.statement in templates.render("gate", principle)
+            assert principle.critique in templates.render("critique", principle)
+            assert principle.revision in templates.render("revise", principle)
+            assert not any(principle.rationale in templates.render(name, principle) for name in VARIABLES)
+
+
+def test_few_shot_examples_appear_only_when_asked_for(constitution: Constitution):
+    principle = constitution.principles[0]
+    on, off = load_templates(None, True), load_templates(None, False)
+    for name in ("gate", "critique", "revise"):
+        for example in on.examples[name]:
+            assert example.question in on.render(name, principle)
+            assert example.question not in off.render(name, principle)
+    assert on.sha != off.sha
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("one\n{{ principel.statement }}", 2, "undefined variable 'principel'"),
+        ("one\n\n{{ principle.statment }}", 3, "statment"),
+        ("{% if examples %}", 1, "Unexpected end of template"),
+        ("x\n{% include '/etc/passwd' %}", 2, "no loader"),
+        ("{{ principle.__class__.__mro__ }}", 1, "unsafe"),
+        ("{{ examples.append(1) }}", 1, "append"),
+        ("{% for x in lipsum.__globals__ %}{% endfor %}", 1, "undefined variable 'lipsum'"),
+        ("\n{{ cycler.__init__.__globals__.os.popen('id').read() }}", 2, "undefined variable 'cycler'"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_named_with_file_and_line(tmp_path: Path, text: str, line: int, words: str):
+    folder = folder_with(tmp_path, gate__jinja=text)
+    with pytest.raises(BadInput) as caught:
+        load_templates(folder, few_shot=False)
+    assert str(caught.value).startswith(f"{tmp_path}/gate.jinja:{line}: ")
+    assert words in str(caught.value)
+
+
+def test_a_few_shot_file_with_an_unknown_key_is_refused(tmp_path: Path):
+    folder = folder_with(
+        tmp_path, gate__examples__yaml="- {question: q, answer: a, principle: p, broken: true, critic: c}\n"
+    )
+    with pytest.raises(BadInput, match="0.critic"):
+        load_templates(folder, few_shot=True)
+
+
+def test_a_users_template_comes_first_and_changes_the_digest(tmp_path: Path, constitution: Constitution):
+    changed = load_templates(folder_with(tmp_path, gate__jinja="Broken? {{ principle.id }}"), few_shot=False)
+    assert changed.render("gate", constitution.principles[0]) == "Broken? physical-safety"
+    assert changed.sha != load_templates(None, few_shot=False).sha
+
+
+def test_templates_beside_the_user_come_before_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "prompts").mkdir()
+    folder_with(tmp_path / "prompts", respond__jinja="Be brief.")
+    monkeypatch.chdir(tmp_path)
+    assert load_templates(None, few_shot=False).render("respond") == "Be brief."
+
+
+def test_a_missing_folder_is_an_error():
+    with pytest.raises(BadInput, match="no such folder"):
+        load_templates("no/such/folder", few_shot=False)
+
+
+def test_wording_is_data_and_never_rendered(constitution: Constitution):
+    principle = constitution.principles[0].model_copy(update={"critique": "{{ 7 * 7 }} {% raw %}"})
+    assert "{{ 7 * 7 }} {% raw %}" in load_templates(None, False).render("critique", principle)
+
+
+@given(st.text(alphabet=st.sampled_from("`\n ab~")))
+def test_a_fence_cannot_be_closed_from_inside(text: str):
+    first, *inner = fence(text).split("\n")
+    assert inner.pop() == first
+    assert "\n".join(inner) == text
+    assert not any(line.strip().startswith(first) for line in inner)
