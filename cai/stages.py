@@ -92,7 +92,7 @@ async def _run(stage: _Stage, work: Work, watch: Watch) -> Outcome:
     settings_sha = digest(belongs)
     with Run(Path(settings.out)) as run:
         _refuse_other_settings(run, stage.name, belongs, settings.out)
-        plan = _plan(run, table, settings_sha, prompts, settings.shard_rows)
+        plan = _plan(run, stage.name, table, settings_sha, prompts, settings.shard_rows)
         others = OtherRuns([Path(other) for other in settings.reuse]) if settings.reuse and plan.open_chunks else None
         watch.begin(stage.name, plan.rows, plan.finished_rows)
         tally, begun, started = Tally(), time.monotonic(), datetime.now(UTC)
@@ -131,7 +131,7 @@ class _Plan:
     prompts_sha: str
 
 
-def _plan(run: Run, table: str, settings_sha: str, prompts: Prompts, shard_rows: int) -> _Plan:
+def _plan(run: Run, stage: str, table: str, settings_sha: str, prompts: Prompts, shard_rows: int) -> _Plan:
     """Read the whole input once and compare it with the shards that are there, before anything is written or asked."""
     rows, finished_rows, good = 0, 0, 0
     open_chunks: dict[int, str] = {}
@@ -142,7 +142,7 @@ def _plan(run: Run, table: str, settings_sha: str, prompts: Prompts, shard_rows:
         first_drop = first_drop or next(iter(drops), None)
         rows, good = rows + len(chunk.items), good + len(chunk.items) - len(drops)
         shas.append(chunk.sha)
-        mark = run.mark(table, chunk.index)
+        mark = run.mark(stage, table, chunk.index)
         if mark is not None and len(mark.inputs) > len(chunk.digests):
             raise _too_few(prompts.spec, rows)
         if mark is not None and mark.inputs != chunk.digests[: len(mark.inputs)]:

@@ -146,18 +146,19 @@ class Run:
     def drops(self, stage: str, index: int) -> Path:
         return self.folder / "drops" / f"{stage}-{index:05d}.parquet"
 
-    def mark(self, table: str, index: int) -> ShardMark | None:
-        """What a finished shard says of itself; None if it is not there. Raises BadInput if it is there and damaged."""
+    def mark(self, stage: str, table: str, index: int) -> ShardMark | None:
+        """What a finished shard says of itself; None if it or its drops are not there. Raises BadInput if damaged."""
         path = self.shard(table, index)
         if not path.exists():
             return None
         try:
             said = json.loads((pq.read_schema(path).metadata or {})[b"cai"])
-            return ShardMark(said["settings_sha"], tuple(said["inputs"]), said["dropped"])
+            mark = ShardMark(said["settings_sha"], tuple(said["inputs"]), said["dropped"])
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             raise BadInput(
                 str(path), f"a damaged shard ({error})", "what cai wrote", "Remove it; its calls are in the journal."
             ) from error
+        return mark if not mark.dropped or self.drops(stage, index).exists() else None
 
     def write_shard(
         self, stage: str, table: str, index: int, rows: Sequence[object], drops: Sequence[Drop], mark: ShardMark

@@ -89,7 +89,7 @@ def test_a_file_of_the_user_comes_before_a_shipped_one(tmp_path: Path, monkeypat
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(BadInput, match="Known names: .*harmlessness"):
+    with pytest.raises(BadInput, match=r"Known names: .*harmlessness"):
         load_constitution("harmlesness")
 
 

@@ -25,11 +25,17 @@ def rows(path: Path | str, **options: Any) -> list[Row]:
     return [item for item in items if isinstance(item, Row)]
 
 
-TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello: there"}, {"role": "user", "content": "a: b\n\nc"}]
+TURNS = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello: there"},
+    {"role": "user", "content": "a: b\n\nc"},
+]
 
 
 def test_jsonl_keeps_ids_conversations_and_other_columns(tmp_path: Path):
-    path = write_jsonl(tmp_path / "p.jsonl", [{"id": "x", "prompt": TURNS, "category": "c"}, {"id": 7, "prompt": " two  words "}])
+    path = write_jsonl(
+        tmp_path / "p.jsonl", [{"id": "x", "prompt": TURNS, "category": "c"}, {"id": 7, "prompt": " two  words "}]
+    )
     first, second = rows(path)
     assert first.prompt == tuple(Message(**turn) for turn in TURNS)
     assert (first.row_id, first.source, json.loads(first.extra)) == ("x", "p.jsonl:1", {"category": "c"})
@@ -50,24 +56,42 @@ def test_csv_parquet_and_datasets_read_the_same_rows(tmp_path: Path):
 
 
 def test_messages_in_parquet_may_carry_empty_extra_fields(tmp_path: Path):
-    pq.write_table(pa.Table.from_pylist([{"prompt": [{"role": "user", "content": "x", "name": None}]}]), tmp_path / "p.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([{"prompt": [{"role": "user", "content": "x", "name": None}]}]), tmp_path / "p.parquet"
+    )
     assert rows(tmp_path / "p.parquet")[0].prompt == (Message("user", "x"),)
 
 
 BAD = {
     "not_readable": ['{"prompt": "x"', "[1]", "7", "\xff\xfe"],
     "no_prompt": [{"id": "a", "prompt": None}],
-    "bad_prompt": [{"prompt": 5}, {"prompt": []}, {"prompt": {"role": "user"}}, {"prompt": [{"role": "user", "content": 5}]}],
+    "bad_prompt": [
+        {"prompt": 5},
+        {"prompt": []},
+        {"prompt": {"role": "user"}},
+        {"prompt": [{"role": "user", "content": 5}]},
+    ],
     "empty_text": [{"prompt": ""}, {"prompt": " \n"}, {"prompt": [{"role": "user", "content": ""}]}],
     "no_user_turn": [{"prompt": TURNS[:2]}, {"prompt": [{"role": "system", "content": "x"}]}],
     "bad_role": [{"prompt": [{"role": "human", "content": "x"}]}, {"prompt": [{"role": ["user"], "content": "x"}]}],
-    "bad_message": [{"prompt": ["x"]}, {"prompt": [{"role": "user"}]}, {"prompt": [{"role": "user", "content": "x", "name": "y"}]}],
-    "bad_id": [{"id": "", "prompt": "x"}, {"id": 1.5, "prompt": "x"}, {"id": True, "prompt": "x"}, {"id": "a\nb", "prompt": "x"}],
+    "bad_message": [
+        {"prompt": ["x"]},
+        {"prompt": [{"role": "user"}]},
+        {"prompt": [{"role": "user", "content": "x", "name": "y"}]},
+    ],
+    "bad_id": [
+        {"id": "", "prompt": "x"},
+        {"id": 1.5, "prompt": "x"},
+        {"id": True, "prompt": "x"},
+        {"id": "a\nb", "prompt": "x"},
+    ],
     "not_text": [{"prompt": "half \ud800"}, {"prompt": [{"role": "user", "content": "\udc00"}]}],
 }
 
 
-@pytest.mark.parametrize(("reason", "number"), [(reason, n) for reason, records in BAD.items() for n in range(len(records))])
+@pytest.mark.parametrize(
+    ("reason", "number"), [(reason, n) for reason, records in BAD.items() for n in range(len(records))]
+)
 def test_one_bad_record_among_good_ones_is_a_drop_with_reason_and_place(tmp_path: Path, reason: str, number: int):
     record = BAD[reason][number]
     line = record.encode("latin-1") if isinstance(record, str) else json.dumps(record).encode()
@@ -120,7 +144,11 @@ def test_a_misspelt_column_is_an_error_of_the_whole_file(tmp_path: Path, record:
 
 def test_columns_that_only_look_a_little_alike_are_carried_along(tmp_path: Path):
     record = {"id": 1, "prompt": "x", "prompt_type": "t", "idx": 5, "Id": 3}
-    assert json.loads(rows(write_jsonl(tmp_path / "p.jsonl", [record]))[0].extra) == {"prompt_type": "t", "idx": 5, "Id": 3}
+    assert json.loads(rows(write_jsonl(tmp_path / "p.jsonl", [record]))[0].extra) == {
+        "prompt_type": "t",
+        "idx": 5,
+        "Id": 3,
+    }
 
 
 @pytest.mark.parametrize(
@@ -162,13 +190,19 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-message = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "tool"]) | anything, "content": anything})
-record = st.fixed_dictionaries({"prompt": anything | st.lists(message, max_size=4)}, optional={"id": anything, "x": anything})
+message = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", "tool"]) | anything, "content": anything}
+)
+record = st.fixed_dictionaries(
+    {"prompt": anything | st.lists(message, max_size=4)}, optional={"id": anything, "x": anything}
+)
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(record, max_size=6))
-def test_whatever_a_record_holds_it_becomes_rows_or_one_drop_and_its_text_is_unchanged(tmp_path: Path, records: list[Any]):
+def test_whatever_a_record_holds_it_becomes_rows_or_one_drop_and_its_text_is_unchanged(
+    tmp_path: Path, records: list[Any]
+):
     path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "good"}, *records])
     items = read(path)
     assert len(items) == len(records) + 1

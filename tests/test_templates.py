@@ -60,7 +60,7 @@ def test_a_few_shot_file_with_an_unknown_key_is_refused(tmp_path: Path):
     folder = folder_with(
         tmp_path, gate__examples__yaml="- {question: q, answer: a, principle: p, broken: true, critic: c}\n"
     )
-    with pytest.raises(BadInput, match="0.critic"):
+    with pytest.raises(BadInput, match=r"0\.critic"):
         load_templates(folder, few_shot=True)
 
 

@@ -1,0 +1,123 @@
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.engines import Completion, Request, Sampling
+from cai.engines.scripted import ScriptedEngine
+from cai.errors import BadInput
+from cai.journal import Journal, OtherRuns, Tally
+from cai.rows import Message
+
+REQUEST = Request("response", "r1", (Message("user", "hello"),), Sampling(10), seed=1)
+FULL = Completion("text \u2028 with\nlines", "length", 5, 3, 7, (1, 2, 3), (-0.1, -2.5))
+
+
+class Counting(ScriptedEngine):
+    """An engine that counts what it is asked."""
+
+    def __init__(self, answer: Any = FULL) -> None:
+        self.asked = 0
+
+        def count(_: Request) -> Any:
+            self.asked += 1
+            return answer
+
+        super().__init__(count)
+
+
+def ask(
+    path: Path, engine: ScriptedEngine, *requests: Request, others: OtherRuns | None = None
+) -> tuple[list[Completion], Tally]:
+    async def all_of_them() -> list[Completion]:
+        with Journal(path, tally, others) as journal:
+            return [(await journal.ask(engine, request))[1] for request in requests]
+
+    tally = Tally()
+    return asyncio.run(all_of_them()), tally
+
+
+def test_a_finished_call_is_never_asked_again_and_comes_back_whole(tmp_path: Path):
+    engine = Counting()
+    ask(tmp_path / "j.jsonl", engine, REQUEST, REQUEST)
+    (again,), tally = ask(tmp_path / "j.jsonl", engine, REQUEST)
+    assert engine.asked == 1
+    assert again == FULL
+    assert (tally.asked_calls, tally.reused_calls, tally.prompt_tokens) == (0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"purpose": "critique"},
+        {"messages": (Message("user", "hello "),)},
+        {"messages": (Message("system", "hello"),)},
+        {"sampling": Sampling(11)},
+        {"sampling": Sampling(10, temperature=0.5)},
+        {"sampling": Sampling(10, top_p=0.5)},
+        {"seed": 2},
+        {"choices": ("Yes", "No")},
+    ],
+)
+def test_everything_that_changes_the_answer_changes_the_address(changes: dict[str, Any]):
+    assert replace(REQUEST, **changes).key("m") != REQUEST.key("m")
+    assert REQUEST.key("m") != REQUEST.key("another model")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"row_id": "r2"}, {"position": 9}, {"messages": (Message("user", "hello", (5,), "m"),)}]
+)
+def test_nothing_else_changes_it(changes: dict[str, Any]):
+    assert replace(REQUEST, **changes).key("m") == REQUEST.key("m")
+
+
+def test_a_seed_does_not_matter_where_nothing_is_sampled():
+    greedy = replace(REQUEST, sampling=Sampling(10, temperature=0))
+    assert replace(greedy, seed=2).key("m") == greedy.key("m")
+
+
+@pytest.mark.parametrize(("cut", "lost"), [(1, 0), (2, 1), (20, 1), (200, 1)])
+def test_a_torn_last_line_costs_only_its_own_call(tmp_path: Path, cut: int, lost: int):
+    path, second = tmp_path / "j.jsonl", replace(REQUEST, seed=2)
+    ask(path, Counting(), REQUEST, second)
+    path.write_bytes(path.read_bytes()[:-cut])
+    engine = Counting()
+    for asked in (lost, 0):  # the torn call is asked once more, and then it is there
+        _, tally = ask(path, engine, REQUEST, second)
+        assert tally.asked_calls == asked
+
+
+def test_a_damaged_line_is_named_and_passed_over(tmp_path: Path):
+    path, second = tmp_path / "j.jsonl", replace(REQUEST, seed=2)
+    ask(path, Counting(), REQUEST, second)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"text")] ^= 1
+    path.write_bytes(bytes(data))
+    with Journal(path, Tally()) as journal:
+        assert journal.damaged == [f"{path}:1"]
+    assert ask(path, Counting(), REQUEST, second)[1].asked_calls == 1
+
+
+def test_calls_of_other_runs_are_used_and_copied(tmp_path: Path):
+    ask(tmp_path / "old" / "journal" / "part-00003.jsonl", Counting(), REQUEST)
+    others = OtherRuns([tmp_path / "old"])
+    engine = Counting()
+    (found,), tally = ask(tmp_path / "new.jsonl", engine, REQUEST, others=others)
+    assert (found, engine.asked, tally.reused_calls) == (FULL, 0, 1)
+    assert ask(tmp_path / "new.jsonl", engine, REQUEST)[1].asked_calls == 0
+
+
+def test_a_folder_without_a_journal_cannot_be_reused(tmp_path: Path):
+    with pytest.raises(BadInput, match="no journal"):
+        OtherRuns([tmp_path])
+
+
+def test_a_call_that_fails_leaves_nothing_behind(tmp_path: Path):
+    def fail(_: Request) -> str:
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError):
+        ask(tmp_path / "j.jsonl", ScriptedEngine(fail), REQUEST)
+    assert (tmp_path / "j.jsonl").read_bytes() == b""

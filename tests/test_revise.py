@@ -1,0 +1,232 @@
+"""The method, beside the paper. Several of these are bugs that other pipelines shipped."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from cai.constitution import Constitution
+from cai.engines import Completion, Request
+from cai.engines.scripted import ScriptedEngine
+from cai.errors import RequestRefused, RowDropped
+from cai.revise import Roles, generate, revise
+from cai.rows import Message
+from cai.templates import Templates, load_templates
+from tests.conftest import Recorder, method, roles, row, script
+
+CONVERSATION = [
+    ("system", "Be kind."),
+    ("user", "one: two"),
+    ("assistant", "three"),
+    ("user", "first paragraph\n\nsecond: yes"),
+]
+
+
+async def test_each_question_is_the_next_turn_of_the_rows_own_conversation(
+    constitution: Constitution, templates: Templates
+):
+    ask = Recorder()
+    told = row(CONVERSATION)
+    trajectory = await revise(told, ask, roles(), constitution, templates, method(rounds=1))
+    response, gate, critique, revision = ask.requests
+    assert [r.purpose for r in ask.requests] == ["response", "gate", "critique", "revision"]
+    assert response.messages == told.prompt, "the whole history, and nothing else"
+    answer = Message("assistant", "first answer")
+    principle = constitution.principle(trajectory.rounds[0].principle_id)
+    assert gate.messages == (*told.prompt, answer, Message("user", templates.render("gate", principle)))
+    assert critique.messages == (*told.prompt, answer, Message("user", templates.render("critique", principle)))
+    said = Message("assistant", "a critique")
+    assert revision.messages == (*critique.messages, said, Message("user", templates.render("revise", principle)))
+
+
+async def test_the_final_answer_is_the_last_revision_and_the_response_is_kept(
+    constitution: Constitution, templates: Templates
+):
+    ask = Recorder()
+    engine = roles(script(revision=lambda r: f"revision {len([q for q in ask.requests if q.purpose == 'revision'])}"))
+    trajectory = await revise(row(), ask, engine, constitution, templates, method(rounds=3))
+    assert (trajectory.response, trajectory.final, trajectory.changed) == ("first answer", "revision 3", True)
+    assert [one.revision for one in trajectory.rounds] == ["revision 1", "revision 2", "revision 3"]
+    gates = [request.messages[-2].content for request in ask.requests if request.purpose == "gate"]
+    assert gates == ["first answer", "revision 1", "revision 2"], "each round looks at the answer that stands"
+
+
+async def test_a_clean_answer_is_left_alone_and_the_row_ends(constitution: Constitution, templates: Templates):
+    ask = Recorder()
+    trajectory = await revise(row(), ask, roles(script(gate=0.2)), constitution, templates, method(rounds=4))
+    assert ask.purposes() == ["response", "gate"]
+    assert (trajectory.final, trajectory.changed, len(trajectory.rounds)) == ("first answer", False, 1)
+    one = trajectory.rounds[0]
+    assert one.violation_probability == pytest.approx(0.2)
+    assert one.gate_mass == pytest.approx(1.0)
+    assert (one.critique, one.revision, one.finish) == (None, None, None)
+
+
+@pytest.mark.parametrize(("threshold", "asked"), [(0.2, 4), (0.2001, 2), (0.0, 4), (1.0, 2)])
+async def test_the_threshold_is_the_probability_from_which_an_answer_is_revised(
+    constitution: Constitution, templates: Templates, threshold: float, asked: int
+):
+    ask = Recorder()
+    engine = ScriptedEngine(
+        script(gate=lambda _: Completion("No", "stop", 1, 0, 1, (), (-1.6094379124341003, -0.2231435513142097)))
+    )  # type: ignore[arg-type, return-value]
+    await revise(
+        row(), ask, Roles(engine, engine, engine), constitution, templates, method(rounds=1, gate_threshold=threshold)
+    )
+    assert len(ask.requests) == asked
+
+
+async def test_without_a_gate_every_answer_is_revised(constitution: Constitution, templates: Templates):
+    ask = Recorder()
+    trajectory = await revise(row(), ask, roles(), constitution, templates, method(rounds=2, gate_threshold=None))
+    assert ask.purposes() == ["response", *["critique", "revision"] * 2]
+    assert all(one.violation_probability is None and one.gate_call is None for one in trajectory.rounds)
+
+
+async def test_no_rounds_is_the_response_alone(constitution: Constitution, templates: Templates):
+    trajectory = await revise(row(), Recorder(), roles(), constitution, templates, method(rounds=0))
+    assert (trajectory.final, trajectory.rounds) == ("first answer", ())
+
+
+async def test_all_principles_are_gated_on_one_answer_and_the_broken_ones_worked_through(
+    constitution: Constitution, templates: Templates
+):
+    broken = {constitution.principles[1].id, constitution.principles[3].id}
+
+    def gate(request: Request) -> float:
+        is_broken = any(constitution.principle(name).statement in request.messages[-1].content for name in broken)
+        return 0.9 if is_broken and request.messages[-2].content == "first answer" else 0.1
+
+    ask = Recorder()
+    trajectory = await revise(row(), ask, roles(script(gate=gate)), constitution, templates, method(principles="all"))
+    count = len(constitution.principles)
+    assert Counter(ask.purposes()) == {"response": 1, "gate": 2 * count, "critique": 2, "revision": 2}
+    first = [one for one in trajectory.rounds if one.round == 1]
+    assert [one.principle_id for one in first] == [principle.id for principle in constitution.principles]
+    assert {one.principle_id for one in first if one.revision is not None} == broken
+    assert all(one.revision is None for one in trajectory.rounds if one.round == 2), (
+        "and the second round finds it clean"
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "flag", "asked"),
+    [("Yes", "gate_from_text", 4), (" no.", "gate_from_text", 2), ("Maybe", "gate_unread", 4)],
+)
+async def test_a_gate_without_probabilities_is_read_from_its_word_and_never_becomes_a_number(
+    constitution: Constitution, templates: Templates, word: str, flag: str, asked: int
+):
+    ask = Recorder()
+    trajectory = await revise(row(), ask, roles(script(gate=word)), constitution, templates, method(rounds=1))
+    assert len(ask.requests) == asked
+    assert trajectory.rounds[0].violation_probability is None
+    assert trajectory.rounds[0].flags[0] == flag
+
+
+@pytest.mark.parametrize(
+    ("revision", "flag"),
+    [
+        (Completion("", "stop", 1, 0, 1), "empty_revision"),
+        (Completion(" \n", "stop", 1, 0, 1), "empty_revision"),
+        (Completion("It ends in the mid", "length", 1, 0, 1), "cut_off_revision"),
+        (Completion("a critique", "stop", 1, 0, 1), "copied_critique"),
+        (Completion(" first answer\n", "stop", 1, 0, 1), "unchanged"),
+    ],
+)
+async def test_a_revision_that_failed_is_recorded_and_not_taken(
+    constitution: Constitution, templates: Templates, revision: Completion, flag: str
+):
+    trajectory = await revise(
+        row(), Recorder(), roles(script(revision=lambda _: revision)), constitution, templates, method(rounds=1)
+    )
+    assert trajectory.rounds[0].revision == revision.text
+    assert flag in trajectory.rounds[0].flags
+    assert (trajectory.final, trajectory.changed) == ("first answer", False)
+
+
+async def test_three_roles_can_be_three_models_and_ids_reach_only_the_one_that_made_them(
+    constitution: Constitution, templates: Templates
+):
+    def spoken(text: str, number: int) -> ScriptedEngine:
+        return ScriptedEngine(
+            lambda r: 0.9 if r.choices else Completion(text, "stop", 1, 0, 1, (number,)), model=f"m{number}"
+        )
+
+    ask = Recorder()
+    played = Roles(spoken("answer", 1), spoken("critique", 2), spoken("revision", 3))
+    trajectory = await revise(row(), ask, played, constitution, templates, method(rounds=2))
+    assert (trajectory.model, trajectory.critic, trajectory.reviser) == ("m1", "m2", "m3")
+    assert (trajectory.response, trajectory.rounds[0].critique, trajectory.final) == ("answer", "critique", "revision")
+    marked = {(m.content, m.model, m.token_ids) for r in ask.requests for m in r.messages if m.role == "assistant"}
+    assert marked == {("answer", "m1", (1,)), ("critique", "m2", (2,)), ("revision", "m3", (3,))}
+
+
+async def test_tokens_and_calls_add_up(constitution: Constitution, templates: Templates):
+    ask = Recorder()
+    trajectory = await revise(row(), ask, roles(), constitution, templates, method(rounds=1))
+    words = sum(len(message.content.split()) for request in ask.requests for message in request.messages)
+    assert trajectory.prompt_tokens == words
+    assert trajectory.completion_tokens == len(["first", "answer", "Yes", "a", "critique", "a", "better", "answer"])
+    keys = {
+        trajectory.response_call,
+        *(getattr(trajectory.rounds[0], f"{name}_call") for name in ("gate", "critique", "revision")),
+    }
+    assert keys == {request.key("scripted") for request in ask.requests}
+
+
+async def test_few_shot_text_is_in_no_answer_and_no_prompt(constitution: Constitution, templates: Templates):
+    trajectory = await revise(row(), Recorder(), roles(), constitution, templates, method())
+    kept = [trajectory.response, trajectory.final, *(message.content for message in trajectory.prompt)]
+    examples = [example for group in templates.examples.values() for example in group]
+    assert not any(example.answer in text for example in examples for text in kept)
+
+
+async def test_the_same_row_makes_the_same_calls_and_another_run_seed_makes_others(
+    constitution: Constitution, templates: Templates
+):
+    keys: list[list[str]] = []
+    for seed in (0, 0, 1):
+        ask = Recorder()
+        await revise(row(), ask, roles(), constitution, templates, method(seed=seed))
+        keys.append([request.key("m") for request in ask.requests])
+    assert keys[0] == keys[1] != keys[2]
+
+
+async def test_an_empty_response_and_a_refused_call_drop_the_row_with_their_reason(
+    constitution: Constitution, templates: Templates
+):
+    with pytest.raises(RowDropped) as empty:
+        await revise(row(), Recorder(), roles(script(response=" ")), constitution, templates, method())
+    assert empty.value.reason == "empty_response"
+
+    def refuse(_: Request) -> str:
+        raise RequestRefused("9000 tokens exceed the window of 8192")
+
+    with pytest.raises(RowDropped) as refused:
+        await revise(row(), Recorder(), roles(script(critique=refuse)), constitution, templates, method())
+    assert (refused.value.reason, refused.value.detail) == (
+        "refused_by_engine",
+        "critique: 9000 tokens exceed the window of 8192",
+    )
+
+
+async def test_a_system_template_is_used_unless_the_prompt_brings_its_own(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("templates")
+    (folder / "respond.jinja").write_text("Answer briefly.")
+    changed = load_templates(str(folder), few_shot=False)
+    for told, first in (
+        (row("x"), Message("system", "Answer briefly.")),
+        (row(CONVERSATION), Message("system", "Be kind.")),
+    ):
+        ask = Recorder()
+        response = await generate(told, ask, roles().generator, changed, 0, method().response)
+        assert ask.requests[0].messages[0] == first
+        assert response.prompt == told.prompt, "the row keeps the prompt as it was read"
+
+
+async def test_samples_of_a_prompt_have_different_seeds():
+    ask = Recorder()
+    bare = load_templates(None, few_shot=False)
+    for told in (row(), replace(row(), row_id="r1~1", sample=1)):
+        await generate(told, ask, roles().generator, bare, 0, method().response)
+    assert ask.requests[0].seed != ask.requests[1].seed

@@ -1,0 +1,341 @@
+"""Whole runs with the scripted engine: what is on disk, what is asked again, what is refused."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from cai import stages
+from cai.audit import report
+from cai.engines import Request
+from cai.engines.scripted import ScriptedEngine, derived_script
+from cai.errors import BadInput, EngineGaveUp, RequestRefused
+from cai.ids import file_digest
+from cai.settings import GenerateSettings, ReviseSettings
+from cai.stages import Outcome, generate_stage, revise_stage
+from cai.store import Run, open_run
+from tests.conftest import Quiet, table_bytes, write_jsonl
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    return write_jsonl(
+        tmp_path / "p.jsonl", [{"id": f"r{n}", "prompt": f"question {n}", "category": "c"} for n in range(20)]
+    )
+
+
+def settings(prompts: Path, out: Path, **changes: Any) -> ReviseSettings:
+    return ReviseSettings(prompts=str(prompts), out=str(out), engine="scripted", **{"shard_rows": 6, **changes})
+
+
+def run(prompts: Path, out: Path, **changes: Any) -> Outcome:
+    return asyncio.run(revise_stage(settings(prompts, out, **changes), Quiet()))
+
+
+def use(monkeypatch: pytest.MonkeyPatch, script: Callable[[Request], Any], **options: Any) -> list[str]:
+    """Let the scripted engine answer by `script`; returns the keys of the calls that it is asked."""
+    asked: list[str] = []
+
+    def answer(request: Request) -> Any:
+        asked.append(request.key("scripted"))
+        return script(request)
+
+    monkeypatch.setattr(stages, "open_engine", lambda spec: ScriptedEngine(answer, **options))
+    return asked
+
+
+def test_a_run_has_every_row_in_input_order_also_in_the_last_partial_shard(prompts: Path, tmp_path: Path):
+    outcome = run(prompts, tmp_path / "run")
+    files = sorted((tmp_path / "run" / "trajectories").iterdir())
+    assert [pq.read_metadata(file).num_rows for file in files] == [6, 6, 6, 2]
+    assert [row["row_id"] for row in open_run(str(tmp_path / "run")).records("trajectories")] == [
+        f"r{n}" for n in range(20)
+    ]
+    counts = outcome.entry["counts"]
+    assert (counts["read"], counts["kept"], counts["dropped"]) == (20, 20, 0)
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_datasets_and_duckdb_read_the_tables(prompts: Path, tmp_path: Path):
+    import datasets
+
+    run(prompts, tmp_path / "run")
+    files = str(tmp_path / "run" / "trajectories" / "*.parquet")
+    loaded: Any = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded.num_rows == 20
+    assert loaded[0]["prompt"] == [{"role": "user", "content": "question 0"}]
+    ((rows, rounds),) = duckdb.execute(f"select count(*), sum(len(rounds)) from '{files}' where final <> ''").fetchall()
+    assert rows == 20 and rounds >= 20
+
+
+def test_the_manifest_answers_for_every_file_digest_setting_count_and_token(prompts: Path, tmp_path: Path):
+    entry = run(prompts, tmp_path / "run", seed=5).entry
+    for file in entry["files"]:
+        assert file_digest(tmp_path / "run" / file["path"]) == file["sha256"]
+    assert {file["path"] for file in entry["files"]} == set(table_bytes(tmp_path / "run"))
+    assert entry["settings"]["seed"] == 5 and entry["models"]["critic"] == "scripted"
+    assert entry["texts"]["constitution_sha"] == file_digest(tmp_path / "run" / "inputs" / "constitution.yaml")
+    rows = list(open_run(str(tmp_path / "run")).records("trajectories"))
+    assert entry["counts"]["tokens"]["prompt_tokens"] == sum(row["prompt_tokens"] for row in rows)
+    assert entry["counts"]["changed"] == sum(row["changed"] for row in rows) > 0
+    assert entry["cost"]["completion_tokens"] == entry["counts"]["tokens"]["completion_tokens"]
+    assert {row["constitution_sha"] for row in rows} == {entry["texts"]["constitution_sha"]}
+    assert {row["templates_sha"] for row in rows} == {entry["texts"]["templates_sha"]}
+
+
+def test_every_call_of_every_row_is_in_the_journal(prompts: Path, tmp_path: Path):
+    run(prompts, tmp_path / "run")
+    lines = [line for path in (tmp_path / "run" / "journal").iterdir() for line in path.read_text().splitlines()]
+    journaled = {entry["key"]: entry for entry in (json.loads(line[9:]) for line in lines)}
+    for row in open_run(str(tmp_path / "run")).records("trajectories"):
+        assert journaled[row["response_call"]]["text"] == row["response"]
+        for one in row["rounds"]:
+            assert journaled[one["gate_call"]]["purpose"] == "gate"
+            if one["revision"] is not None:
+                assert journaled[one["critique_call"]]["text"] == one["critique"]
+                assert journaled[one["revision_call"]]["text"] == one["revision"]
+
+
+def test_the_same_command_again_asks_nothing_and_changes_nothing(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run(prompts, tmp_path / "run")
+    before = {
+        path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"
+    }
+    asked = use(monkeypatch, derived_script)
+    outcome = run(prompts, tmp_path / "run")
+    assert asked == [] and outcome.session.asked_calls == 0
+    assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.parametrize("in_flight", [1, 7, 64])
+def test_a_run_that_dies_goes_on_without_repeating_a_finished_call_and_ends_in_the_same_bytes(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_flight: int
+):
+    run(prompts, tmp_path / "unbroken")
+    asked: list[str] = []
+    for patience in (5, 11, 17, 23, 1000):
+        fresh: list[str] = []
+
+        def answer(request: Request, fresh: list[str] = fresh, patience: int = patience) -> Any:
+            if len(fresh) == patience:
+                raise EngineGaveUp("gone")
+            fresh.append(request.key("scripted"))
+            return derived_script(request)
+
+        monkeypatch.setattr(
+            stages, "open_engine", lambda spec, answer=answer: ScriptedEngine(answer, latency_seconds=0.001)
+        )
+        try:
+            run(prompts, tmp_path / "run", rows_in_flight=in_flight)
+        except EngineGaveUp:
+            assert not open_run(str(tmp_path / "run")).manifest()
+        asked += fresh
+    assert len(asked) == len(set(asked)), "no finished call is asked again"
+    assert table_bytes(tmp_path / "run") == table_bytes(tmp_path / "unbroken")
+
+
+def test_rows_that_finish_in_any_order_are_written_in_input_order(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Uneven(ScriptedEngine):
+        async def complete(self, request: Request) -> Any:
+            await asyncio.sleep(0.02 - 0.001 * int(request.row_id[1:]))
+            return await super().complete(request)
+
+    monkeypatch.setattr(stages, "open_engine", lambda spec: Uneven(derived_script))
+    run(prompts, tmp_path / "uneven")
+    monkeypatch.undo()
+    run(prompts, tmp_path / "even")
+    assert table_bytes(tmp_path / "uneven") == table_bytes(tmp_path / "even")
+
+
+def test_a_row_that_fails_is_one_drop_and_the_others_go_on(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def answer(request: Request) -> Any:
+        if request.row_id == "r7":
+            raise RequestRefused("too long")
+        return "" if request.row_id == "r9" and request.purpose == "response" else derived_script(request)
+
+    use(monkeypatch, answer)
+    outcome = run(prompts, tmp_path / "run")
+    counts = outcome.entry["counts"]
+    assert (counts["read"], counts["kept"]) == (20, 18)
+    assert counts["dropped_by_reason"] == {"empty_response": 1, "refused_by_engine": 1}
+    drops = list(open_run(str(tmp_path / "run")).dropped("revise", "trajectories"))
+    assert [(drop["row_id"], drop["reason"]) for drop in drops] == [
+        ("r7", "refused_by_engine"),
+        ("r9", "empty_response"),
+    ]
+
+
+def test_a_bug_in_one_row_is_not_swallowed(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def answer(request: Request) -> Any:
+        if request.row_id == "r7":
+            raise ZeroDivisionError("a bug")
+        return derived_script(request)
+
+    use(monkeypatch, answer)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        run(prompts, tmp_path / "run")
+
+
+def test_bad_records_are_counted_and_kept_plus_dropped_is_read(tmp_path: Path):
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "x"}, {"prompt": ""}, {"prompt": "y"}, {"prompt": 5}])
+    counts = run(path, tmp_path / "run", shard_rows=2).entry["counts"]
+    assert (counts["read"], counts["kept"], counts["dropped_by_reason"]) == (4, 2, {"bad_prompt": 1, "empty_text": 1})
+
+
+def test_one_more_principle_asks_again_only_where_the_choice_moved(prompts: Path, tmp_path: Path):
+    first = run(prompts, tmp_path / "first")
+    old = open_run(str(tmp_path / "first"))
+    text = (old.folder / "inputs" / "constitution.yaml").read_text()
+    changed = tmp_path / "more.yaml"
+    changed.write_text(text + NEW_PRINCIPLE)
+    second = run(prompts, tmp_path / "second", constitution=str(changed), reuse=(str(tmp_path / "first"),))
+    before = {row["row_id"]: row for row in old.records("trajectories")}
+    moved = 0
+    for row in open_run(str(tmp_path / "second")).records("trajectories"):
+        if any(one["principle_id"] == "brevity" for one in row["rounds"]):
+            moved += 1
+        else:
+            assert row["rounds"] == before[row["row_id"]]["rounds"]
+    assert 0 < moved < 12
+    assert second.session.reused_calls + second.session.asked_calls >= first.session.asked_calls - 4 * moved
+    assert 0 < second.session.asked_calls <= 5 * moved
+
+
+NEW_PRINCIPLE = """
+  - id: brevity
+    statement: The answer is short.
+    rationale: Time is short.
+    critique: Say what is too long.
+    revision: Shorten it.
+    comparison: Which is shorter?
+"""
+
+
+def test_a_folder_with_other_settings_is_refused_and_says_which_differ(prompts: Path, tmp_path: Path):
+    run(prompts, tmp_path / "run", rounds=1)
+    before = table_bytes(tmp_path / "run")
+    with pytest.raises(BadInput, match=r"rounds \(1 there, 3 now\).*--reuse"):
+        run(prompts, tmp_path / "run", rounds=3)
+    with pytest.raises(BadInput, match="templates_sha"):
+        run(prompts, tmp_path / "run", rounds=1, few_shot="off")
+    assert table_bytes(tmp_path / "run") == before
+    run(prompts, tmp_path / "run", rounds=1, rows_in_flight=2, retries=1)
+
+
+def test_a_source_that_grew_is_gone_on_with_and_one_that_shrank_or_changed_is_refused(prompts: Path, tmp_path: Path):
+    run(prompts, tmp_path / "run", limit=8)
+    grown = run(prompts, tmp_path / "run")
+    assert grown.session.reused_calls > 0
+    run(prompts, tmp_path / "whole")
+    assert table_bytes(tmp_path / "run") == table_bytes(tmp_path / "whole")
+    for limit in (4, 19):
+        with pytest.raises(BadInput, match="at least as many"):
+            run(prompts, tmp_path / "run", limit=limit)
+    other = write_jsonl(tmp_path / "q.jsonl", [{"id": f"r{n}", "prompt": f"other {n}"} for n in range(20)])
+    with pytest.raises(BadInput, match="other rows than this run was made from"):
+        run(other, tmp_path / "run")
+    assert table_bytes(tmp_path / "run") == table_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("record", "changes"),
+    [
+        ({"prompt": ""}, {}),
+        ({"promt": "x"}, {}),
+        ({"prompt": "x"}, {"constitution": "none"}),
+        ({"prompt": 1}, {"strict": True}),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(tmp_path: Path, record: dict[str, Any], changes: dict[str, Any]):
+    path = write_jsonl(tmp_path / "p.jsonl", [record])
+    with pytest.raises(BadInput):
+        run(path, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_other_files_is_not_touched(prompts: Path, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(BadInput, match="a folder with other files"):
+        run(prompts, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_that_another_process_holds_is_refused_with_its_pid(prompts: Path, tmp_path: Path):
+    import os
+
+    with Run(tmp_path / "run"), pytest.raises(BadInput, match=f"process {os.getpid()} is working on"):
+        run(prompts, tmp_path / "run")
+    run(prompts, tmp_path / "run")
+
+
+def test_a_damaged_shard_is_named(prompts: Path, tmp_path: Path):
+    run(prompts, tmp_path / "run")
+    shard = tmp_path / "run" / "trajectories" / "part-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-50])
+    with pytest.raises(BadInput, match=r"part-00001\.parquet: found a damaged shard"):
+        run(prompts, tmp_path / "run")
+    shard.unlink()
+    assert run(prompts, tmp_path / "run").session.asked_calls == 0
+
+
+def test_a_lost_drops_file_is_written_again(tmp_path: Path):
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "x"}, {"prompt": ""}])
+    run(path, tmp_path / "run")
+    before = table_bytes(tmp_path / "run")
+    (tmp_path / "run" / "drops" / "revise-00000.parquet").unlink()
+    assert run(path, tmp_path / "run").session.asked_calls == 0
+    assert table_bytes(tmp_path / "run") == before
+
+
+def test_generate_writes_its_responses_and_revise_in_the_same_folder_uses_them(prompts: Path, tmp_path: Path):
+    sampled = GenerateSettings(
+        prompts=str(prompts), out=str(tmp_path / "run"), engine="scripted", shard_rows=6, samples=2
+    )
+    asyncio.run(generate_stage(sampled, Quiet()))
+    responses = list(open_run(str(tmp_path / "run")).records("responses"))
+    assert [row["row_id"] for row in responses[:4]] == ["r0", "r0~1", "r1", "r1~1"]
+    assert len({row["response"] for row in responses}) == 40
+    outcome = run(prompts, tmp_path / "run")
+    assert outcome.session.reused_calls == 20
+    assert set(report(open_run(str(tmp_path / "run")))) == {"generate", "revise"}
+
+
+def test_the_report_adds_up_also_for_a_run_that_is_not_finished(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    count = 0
+
+    def answer(request: Request) -> Any:
+        nonlocal count
+        count += 1
+        if count > 50:
+            raise EngineGaveUp("gone")
+        return derived_script(request)
+
+    use(monkeypatch, answer)
+    with pytest.raises(EngineGaveUp):
+        run(prompts, tmp_path / "run", rows_in_flight=3)
+    half = report(open_run(str(tmp_path / "run")))["revise"]
+    assert not half["finished"] and half["kept"] + half["dropped"] == half["read"] < 20
+    monkeypatch.undo()
+    run(prompts, tmp_path / "run")
+    whole = report(open_run(str(tmp_path / "run")))["revise"]
+    assert whole["finished"] and whole["read"] == 20
+    assert whole["cost"]["asked_calls"] == sum(
+        entry["asked_calls"] for entry in open_run(str(tmp_path / "run")).sessions("revise")
+    )
+    by_round, by_principle = whole["by_round"].values(), whole["by_principle"].values()
+    for name in ("applied", "found_broken", "changed"):
+        assert sum(group[name] for group in by_round) == sum(group[name] for group in by_principle) > 0
