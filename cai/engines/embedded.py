@@ -5,7 +5,6 @@ which only the weights file is used. It is a real model and a weak one: it prove
 """
 
 import contextlib
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -134,23 +133,3 @@ def _check_sum(path: Path, sha256: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """Twelve hex digits that tell one local model folder from another.
-
-    Settings and tokenizer count in full; of each weights file the size and the first and last megabyte, since hashing
-    the whole of a large model would take minutes. Two trainings of one model differ in every tensor, so also in
-    these.
-    """
-    total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in {".json", ".jinja", ".txt", ".model"}:
-            total.update(path.name.encode() + bytes.fromhex(file_digest(path)))
-        elif path.suffix in {".safetensors", ".bin", ".gguf"}:
-            size, megabyte = path.stat().st_size, 1 << 20
-            with path.open("rb") as file:
-                head = file.read(megabyte)
-                file.seek(max(0, size - megabyte))
-                total.update(f"{path.name} {size}".encode() + head + file.read(megabyte))
-    return total.hexdigest()[:12]

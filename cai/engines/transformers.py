@@ -1,18 +1,20 @@
-"""The transformers engine: batches what is waiting, on the GPU if there is one, else on the CPU.
+"""The transformers engine: continuous batching in this process, on the GPU if there is one, else on the CPU.
 
-Whatever is waiting when the model is free becomes the next batch: the forced one-token calls first, since one forward
-pass answers them and sets their rows free; otherwise the lowest position and the calls nearest to it in prompt
-length, so that little of the batch is padding. Within a batch every row has its own sampling and its own seed, and a
-row that is finished leaves the batch, so a long answer does not hold short ones' places.
+One thread owns the model. Before every step it admits what is waiting, as far as there are slots: forced one-token
+calls are answered at once by the forward pass that reads their prompt; the others join the batch that is under way,
+each with its own sampling and its own seed, and leave it when they are done. So no call waits for the longest of a
+batch.
+
+What a row's last call has put into the key-value cache is kept for a while, and its next call, whose prompt begins with
+the same tokens, only reads the rest.
 """
 
 import asyncio
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from random import Random
 from types import TracebackType
 from typing import Any, Self
@@ -20,43 +22,72 @@ from typing import Any, Self
 import torch
 
 from cai.engines import Completion, Request, Sampling, Spec
+from cai.engines.attention import PLAIN_MODELS, register_grouped
+from cai.engines.cache import Prefix, join, padded, prefix_of, stacked
 from cai.engines.chat import choice_ids, encode
-from cai.engines.embedded import embedded_model, folder_fingerprint
-from cai.errors import BadInput, EngineGaveUp, RequestRefused
-from cai.ids import digest
+from cai.engines.local import brief, find_model
+from cai.errors import BadInput, RequestRefused
+
+# Tokens of finished calls whose keys and values are kept for the next call of their rows. A few hundred MB for a small
+# model, a few GB for one of eight billion parameters.
+KEPT_TOKENS = 32_768
 
 
 @dataclass(eq=False, slots=True)
 class _Call:
     request: Request
     prompt_ids: list[int]
+    loop: asyncio.AbstractEventLoop
     answer: asyncio.Future[Completion]
+    random: Random = field(init=False)
+    said: list[int] = field(default_factory=list[int])
+    cached_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.random = Random(self.request.seed)
+
+    def resolve(self, result: Completion | Exception) -> None:
+        """Give the row its answer, from the model's thread."""
+
+        def settle() -> None:
+            if self.answer.done():
+                return
+            if isinstance(result, Exception):
+                self.answer.set_exception(result)
+            else:
+                self.answer.set_result(result)
+
+        self.loop.call_soon_threadsafe(settle)
 
 
 class TransformersEngine:
     """One model in this process. See `Engine` for the contract; a call longer than the model's window is refused."""
 
     def __init__(self, spec: Spec) -> None:
-        self._source, self._revision, self.model = _find(spec.model or "embedded", spec.trust_remote_code)
+        self._source, self._revision, self.model = find_model(spec.model or "embedded", spec.trust_remote_code)
         self.slots = spec.slots or 32
         self._trust_remote_code = spec.trust_remote_code
+        self._free = self.slots
         self._waiting: list[_Call] = []
-        self._serving: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
-        self._stop = threading.Event()
+        self._wake = threading.Condition()
+        self._closing = False
 
     async def __aenter__(self) -> Self:
-        self._stop.clear()
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+        await asyncio.to_thread(self._load)
+        self._live: list[_Call] = []
+        self._cache: Any = None
+        self._kept: OrderedDict[str, Prefix] = OrderedDict()
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()  # the batch under way ends at its next token
-        if self._serving is not None:
-            self._serving.cancel()
-        self._thread.shutdown(wait=True)
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()  # at most one step of the model
 
     def versions(self) -> Mapping[str, str]:
         return {name: version(name) for name in ("torch", "transformers")}
@@ -68,139 +99,150 @@ class TransformersEngine:
             raise RequestRefused(
                 f"{len(prompt_ids)} prompt tokens and {wanted} for the answer exceed the window of {self._window}"
             )
-        call = _Call(request, prompt_ids, asyncio.get_running_loop().create_future())
-        self._waiting.append(call)
-        if self._serving is None or self._serving.done():
-            self._serving = asyncio.create_task(self._serve())
-        try:
-            return await call.answer
-        finally:
-            if call in self._waiting:
-                self._waiting.remove(call)
-
-    async def _serve(self) -> None:
-        while self._waiting:
-            # The answers of the last batch have set rows free; two milliseconds let them all get back in line.
-            await asyncio.sleep(0.002)
-            batch = next_batch(self._waiting, self.slots)
-            self._waiting = [call for call in self._waiting if call not in batch]
-            try:
-                completions = await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, batch)
-            except Exception as error:  # whatever went wrong belongs to the rows that wait for this batch
-                for call in batch:
-                    if not call.answer.done():
-                        call.answer.set_exception(error)
-                continue
-            for call, completion in zip(batch, completions, strict=True):
-                if call.answer.done():
-                    continue
-                if isinstance(completion, Completion):
-                    call.answer.set_result(completion)
-                else:
-                    call.answer.set_exception(completion)
-
-    # From here on: in the model's own thread.
+        loop = asyncio.get_running_loop()
+        call = _Call(request, prompt_ids, loop, loop.create_future())
+        with self._wake:
+            self._waiting.append(call)
+            self._wake.notify()
+        return await call.answer
 
     def _load(self) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        on_gpu = torch.cuda.is_available()
         options = {"revision": self._revision, "trust_remote_code": self._trust_remote_code}
         try:
+            plain = AutoConfig.from_pretrained(self._source, **options).model_type in PLAIN_MODELS
             self._tokenizer: Any = AutoTokenizer.from_pretrained(self._source, **options)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 self._source,
                 dtype="auto",
                 use_safetensors=True,
-                device_map="auto" if torch.cuda.is_available() else None,
+                device_map="auto" if on_gpu else None,
+                attn_implementation=register_grouped() if plain and not on_gpu else None,
                 **options,
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise BadInput(
-                f"--model {self._source}",
-                f"a model that cannot be loaded ({_brief(error)})",
-                "a causal language model",
-                "Try another.",
-            ) from error
+            found = f"a model that cannot be loaded ({brief(error)})"
+            raise BadInput(f"--model {self._source}", found, "a causal language model", "Try another.") from error
         if not self._tokenizer.chat_template:
-            raise BadInput(
-                f"--model {self._source}",
-                "no chat template",
-                "an instruction-tuned model",
-                "Take its instruct version.",
-            )
+            remedy = "Take its instruct version."
+            raise BadInput(f"--model {self._source}", "no chat template", "an instruction-tuned model", remedy)
         self._model = model.eval()
         self._window = int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
         ends: Any = model.generation_config.eos_token_id
         ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
         self._ends = {int(end) for end in (*ids, self._tokenizer.eos_token_id) if end is not None}
 
-    def _answer(self, batch: Sequence[_Call]) -> list[Completion | Exception]:
-        """One completion, or the reason why there is none, for each call."""
-        try:
-            if batch[0].request.choices is not None:
-                return self._force(batch)
-            return list(self._generate(batch))
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            if len(batch) == 1:
-                return [
-                    RequestRefused(f"{len(batch[0].prompt_ids)} prompt tokens do not fit into the memory of the device")
-                ]
-            half = len(batch) // 2
-            return [*self._answer(batch[:half]), *self._answer(batch[half:])]
+    # From here on: in the model's own thread.
 
     @torch.inference_mode()
-    def _force(self, batch: Sequence[_Call]) -> list[Completion | Exception]:
-        logits = self._forward(*self._pad(batch), None).logits[:, -1].float()
-        logprobs = torch.log_softmax(logits, dim=-1).cpu()
-        return [self._forced(call, row) for call, row in zip(batch, logprobs, strict=True)]
-
-    def _forced(self, call: _Call, logprobs: torch.Tensor) -> Completion | Exception:
-        assert call.request.choices is not None
-        try:
-            ids = choice_ids(self._tokenizer, call.request.choices)
-        except RequestRefused as error:
-            return error
-        first, second = (float(logprobs[i]) for i in ids)
-        chosen = 0 if first >= second else 1
-        text, token = call.request.choices[chosen], ids[chosen]
-        return Completion(text, "stop", len(call.prompt_ids), 0, 1, (token,), (first, second))
-
-    @torch.inference_mode()
-    def _generate(self, batch: Sequence[_Call]) -> list[Completion]:
-        ids, mask = self._pad(batch)
-        answers: list[list[int]] = [[] for _ in batch]
-        samplers = [(call.request.sampling, Random(call.request.seed)) for call in batch]
-        live = list(range(len(batch)))
-        output = self._forward(ids, mask, None)
+    def _work(self) -> None:
         while True:
-            if self._stop.is_set():
-                raise EngineGaveUp("the engine was closed in the middle of an answer")
-            tokens = sample(output.logits[:, -1].float(), [samplers[i] for i in live])
-            for i, token in zip(live, tokens, strict=True):
-                answers[i].append(token)
-            stay = [n for n, i in enumerate(live) if not self._finished(batch[i], answers[i])]
-            if not stay:
-                break
-            cache = output.past_key_values
-            if len(stay) < len(live):
-                index = torch.tensor(stay, device=mask.device)
-                cache.batch_select_indices(index)
-                mask, live = mask[index], [live[n] for n in stay]
-            mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-            last = torch.tensor([[answers[i][-1]] for i in live], device=mask.device)
-            output = self._forward(last, mask, cache)
-        return [self._completion(call, answer) for call, answer in zip(batch, answers, strict=True)]
+            with self._wake:
+                while not (self._waiting or self._live or self._closing):
+                    self._wake.wait()
+                if not self._live:
+                    # Rows ask one after another, within a millisecond; let the first ones begin together.
+                    self._wake.wait_for(lambda: self._closing, timeout=0.002)
+                if self._closing:
+                    return
+                self._waiting = [call for call in self._waiting if not call.answer.cancelled()]
+                # A cache that cannot be joined (sliding windows, state-space layers) takes new calls when it is empty.
+                free = self._free - len(self._live) if not self._live or self._joinable else 0
+                new = next_batch(self._waiting, free)
+                self._waiting = [call for call in self._waiting if call not in new]
+            try:
+                if new:
+                    self._admit(new)
+                else:
+                    self._step()
+            except torch.OutOfMemoryError:
+                self._make_room(new)
+            except Exception as error:  # it belongs to the rows that are in the batch
+                for call in (*self._live, *new):
+                    call.resolve(error)
+                self._live, self._cache = [], None
 
-    def _pad(self, batch: Sequence[_Call]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompt ids [batch, longest] padded on the left, and their mask, on the model's device."""
-        longest = max(len(call.prompt_ids) for call in batch)
-        ids = [[0] * (longest - len(call.prompt_ids)) + call.prompt_ids for call in batch]
-        mask = [[0] * (longest - len(call.prompt_ids)) + [1] * len(call.prompt_ids) for call in batch]
-        device = self._model.device
-        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    def _admit(self, new: Sequence[_Call]) -> None:
+        """Read the prompts of `new`; answer the forced ones, and let the others join the batch."""
+        prefixes = [prefix_of(self._kept.get(call.request.row_id), call.prompt_ids) for call in new]
+        for call, prefix in zip(new, prefixes, strict=True):
+            call.cached_tokens = len(prefix.ids)
+        rest = [call.prompt_ids[call.cached_tokens :] for call in new]
+        cache, before = stacked(prefixes, self._model.device)
+        ids, mask = padded(rest, self._model.device)
+        mask = torch.cat([before, mask], dim=1)
+        output = self._forward(ids, mask, cache)
+        logits = output.logits[:, -1].float()
+        if new[0].request.choices is not None:
+            for call, row in zip(new, torch.log_softmax(logits, dim=-1).cpu(), strict=True):
+                call.resolve(self._forced(call, row))
+            return
+        self._joinable = hasattr(output.past_key_values, "layers") and all(
+            type(layer).__name__ == "DynamicLayer" for layer in output.past_key_values.layers
+        )
+        self._cache, self._mask = join(self._cache, self._mask if self._live else None, output.past_key_values, mask)
+        self._live = [*self._live, *new]
+        self._say(logits, new)
+
+    def _step(self) -> None:
+        """One more token for every call of the batch."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._live), 1)], dim=1)
+        last = torch.tensor([[call.said[-1]] for call in self._live], device=self._mask.device)
+        output = self._forward(last, self._mask, self._cache)
+        self._cache = output.past_key_values
+        self._say(output.logits[:, -1].float(), self._live)
+
+    def _say(self, logits: torch.Tensor, calls: Sequence[_Call]) -> None:
+        """Draw the next token of `calls`; those that are done, or that nobody waits for any more, leave the batch."""
+        tokens = sample(logits, [(call.request.sampling, call.random) for call in calls])
+        for call, token in zip(calls, tokens, strict=True):
+            call.said.append(token)
+        stay: list[int] = []
+        for n, call in enumerate(self._live):
+            if call.said[-1] in self._ends or len(call.said) >= call.request.sampling.max_tokens:
+                self._keep(n, call)
+                call.resolve(self._completion(call))
+            elif not call.answer.cancelled():
+                stay.append(n)
+        if len(stay) < len(self._live):
+            self._live = [self._live[n] for n in stay]
+            index = torch.tensor(stay, device=self._mask.device, dtype=torch.long)
+            self._mask = self._mask[index]
+            if self._live:
+                self._cache.batch_select_indices(index)
+            else:
+                self._cache = None
+
+    def _keep(self, n: int, call: _Call) -> None:
+        """Keep the keys and values of a finished call for the next call of its row; the oldest go first."""
+        if not self._joinable:
+            return
+        # The last token drawn has not been read by the model, so nothing is known of it yet.
+        ids = [*call.prompt_ids, *call.said[:-1]]
+        self._kept[call.request.row_id] = Prefix.taken(self._cache, n, self._mask[n], ids)
+        self._kept.move_to_end(call.request.row_id)
+        while sum(len(prefix.ids) for prefix in self._kept.values()) > KEPT_TOKENS:
+            self._kept.popitem(last=False)
+
+    def _make_room(self, new: Sequence[_Call]) -> None:
+        """Out of memory: begin the calls anew (their seeds give the same answers), half as many at once."""
+        calls = [*self._live, *new]
+        self._live, self._cache = [], None
+        self._kept.clear()
+        torch.cuda.empty_cache()
+        if len(calls) == 1:
+            tokens = len(calls[0].prompt_ids)
+            calls[0].resolve(RequestRefused(f"{tokens} prompt tokens do not fit into the memory of the device"))
+            return
+        self._free = max(1, len(calls) // 2)
+        for call in calls:
+            call.said, call.random = [], Random(call.request.seed)
+        with self._wake:
+            self._waiting = [*calls, *self._waiting]
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> Any:
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -213,22 +255,33 @@ class TransformersEngine:
             logits_to_keep=1,
         )
 
-    def _finished(self, call: _Call, answer: list[int]) -> bool:
-        return answer[-1] in self._ends or len(answer) >= call.request.sampling.max_tokens
+    def _forced(self, call: _Call, logprobs: torch.Tensor) -> Completion | Exception:
+        assert call.request.choices is not None
+        try:
+            ids = choice_ids(self._tokenizer, call.request.choices)
+        except RequestRefused as error:
+            return error
+        first, second = (float(logprobs[i]) for i in ids)
+        chosen = 0 if first >= second else 1
+        text, token = call.request.choices[chosen], ids[chosen]
+        return Completion(text, "stop", len(call.prompt_ids), call.cached_tokens, 1, (token,), (first, second))
 
-    def _completion(self, call: _Call, answer: list[int]) -> Completion:
-        ended = answer[-1] in self._ends
-        said = answer[:-1] if ended else answer
+    def _completion(self, call: _Call) -> Completion:
+        ended = call.said[-1] in self._ends
+        said = call.said[:-1] if ended else call.said
         text: str = self._tokenizer.decode(said, skip_special_tokens=True)
-        return Completion(text, "stop" if ended else "length", len(call.prompt_ids), 0, len(answer), tuple(said))
+        finish = "stop" if ended else "length"
+        return Completion(text, finish, len(call.prompt_ids), call.cached_tokens, len(call.said), tuple(said))
 
 
 def next_batch(waiting: Sequence[_Call], slots: int) -> list[_Call]:
-    """The calls to serve next: forced ones if any wait, else the first in line and those like it in length.
+    """The calls to read next: forced ones if any wait, else the first in line and those like it in length.
 
     At most `slots`, and at most a third of the batch is padding: on a CPU, long prompts beside short ones cost more in
     padding than a larger batch saves.
     """
+    if not waiting or slots < 1:
+        return []
     forced = [call for call in waiting if call.request.choices is not None]
     line = sorted(forced or waiting, key=lambda call: call.request.position)
     first = len(line[0].prompt_ids)
@@ -265,34 +318,3 @@ def sample(logits: torch.Tensor, samplers: Sequence[tuple[Sampling, Random]]) ->
     drawn = drawn.clamp(max=logits.shape[-1] - 1)
     cold = torch.tensor([sampling.temperature == 0 for sampling, _ in samplers], device=logits.device)
     return torch.where(cold, greedy, drawn).tolist()
-
-
-def _find(model: str, trust_remote_code: bool) -> tuple[str, str | None, str]:
-    """Where to load a model from, which revision of it, and its name with revision as rows and call keys carry it."""
-    if model == "embedded":
-        folder, name = embedded_model()
-        return str(folder), None, name
-    folder = Path(model)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise BadInput(
-                f"--model {model}", "a folder without config.json", "a model saved by transformers", "Check the path."
-            )
-        return model, None, f"{folder.resolve().name}@{folder_fingerprint(folder)}"
-    from transformers import AutoConfig
-
-    try:
-        config: Any = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f"--model {model}",
-            f"no local folder of that name, and the hub has none or does not answer ({_brief(error)})",
-            "a local folder, a Hugging Face id, or 'embedded'",
-            "Check the spelling; for a gated model set HF_TOKEN.",
-        ) from error
-    revision: str | None = getattr(config, "_commit_hash", None)
-    return model, revision, f"{model}@{(revision or digest(config.to_dict()))[:12]}"
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,60 @@
+"""Which model a name means, for engines that load it themselves: embedded, a local folder, or a Hugging Face id."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from cai.engines.embedded import embedded_model
+from cai.errors import BadInput
+from cai.ids import digest, file_digest
+
+
+def find_model(model: str, trust_remote_code: bool) -> tuple[str, str | None, str]:
+    """Where to load a model from, which revision of it, and its name with revision as rows and call keys carry it."""
+    if model == "embedded":
+        folder, name = embedded_model()
+        return str(folder), None, name
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise BadInput(
+                f"--model {model}", "a folder without config.json", "a model saved by transformers", "Check the path."
+            )
+        return model, None, f"{folder.resolve().name}@{folder_fingerprint(folder)}"
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"--model {model}",
+            f"no local folder of that name, and the hub has none or does not answer ({brief(error)})",
+            "a local folder, a Hugging Face id, or 'embedded'",
+            "Check the spelling; for a gated model set HF_TOKEN.",
+        ) from error
+    revision: str | None = getattr(config, "_commit_hash", None)
+    return model, revision, f"{model}@{(revision or digest(config.to_dict()))[:12]}"
+
+
+def brief(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Twelve hex digits that tell one local model folder from another.
+
+    Settings and tokenizer count in full; of each weights file the size and the first and last megabyte, since hashing
+    the whole of a large model would take minutes. Two trainings of one model differ in every tensor, so also in
+    these.
+    """
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".json", ".jinja", ".txt", ".model"}:
+            total.update(path.name.encode() + bytes.fromhex(file_digest(path)))
+        elif path.suffix in {".safetensors", ".bin", ".gguf"}:
+            size, megabyte = path.stat().st_size, 1 << 20
+            with path.open("rb") as file:
+                head = file.read(megabyte)
+                file.seek(max(0, size - megabyte))
+                total.update(f"{path.name} {size}".encode() + head + file.read(megabyte))
+    return total.hexdigest()[:12]
