@@ -1,0 +1,268 @@
+"""The server engine against small servers of our own that misbehave, on 127.0.0.1."""
+
+import asyncio
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from cai.engines import Completion, Request, Sampling, Spec, open_engine
+from cai.engines.server import choice_logprobs
+from cai.errors import BadInput, EngineGaveUp, RequestRefused
+from cai.rows import Message
+
+REQUEST = Request("response", "r1", (Message("system", "s"), Message("user", "hello")), Sampling(7, 0.5, 0.9), seed=11)
+GATE = Request("gate", "r1", (Message("user", "broken?"),), Sampling(1), seed=0, choices=("Yes", "No"))
+
+Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]]
+
+
+class Server:
+    """Serves what `behave(body, number of the call)` returns: status, JSON or text, headers."""
+
+    def __init__(self, behave: Callable[[dict[str, Any], int], Answer], models: list[str] | None = None) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self.answer(
+                    200, {"object": "list", "data": [{"id": name, "object": "model"} for name in models or ["m"]]}, {}
+                )
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.calls.append(body)
+                outer.keys.append(self.headers["Authorization"])
+                status, said, *headers = behave(body, len(outer.calls))
+                self.answer(status, said, headers[0] if headers else {})
+
+            def answer(self, status: int, said: Any, headers: dict[str, str]) -> None:
+                data = said.encode() if isinstance(said, str) else json.dumps(said).encode()
+                self.send_response(status)
+                kind = "text/html" if isinstance(said, str) else "application/json"
+                for name, value in {
+                    "Content-Type": kind,
+                    "Content-Length": str(len(data)),
+                    "Connection": "close",
+                    **headers,
+                }.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                return None
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+
+def chat(
+    text: str = "hi there", finish: str = "stop", logprobs: list[tuple[str, float]] | None = None
+) -> dict[str, Any]:
+    told = None
+    if logprobs is not None:
+        top = [{"token": token, "logprob": logprob, "bytes": None} for token, logprob in logprobs]
+        told = {"content": [{"token": text, "logprob": -0.1, "bytes": None, "top_logprobs": top}], "refusal": None}
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish, "logprobs": told}
+    usage = {
+        "prompt_tokens": 9,
+        "completion_tokens": 2,
+        "total_tokens": 11,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
+    return {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(
+        behave: Callable[[dict[str, Any], int], Answer] = lambda body, n: (200, chat()), **options: Any
+    ) -> Server:
+        servers.append(Server(behave, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def ask(*endpoints: str, requests: tuple[Request, ...] = (REQUEST,), **options: Any) -> list[Completion]:
+    async def all_of_them() -> list[Completion]:
+        async with open_engine(Spec("auto", options.pop("model", "m"), endpoints, **options)) as engine:
+            return list(await asyncio.gather(*(engine.complete(request) for request in requests)))
+
+    return asyncio.run(all_of_them())
+
+
+def test_a_request_goes_out_whole_and_comes_back_whole(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CAI_API_KEY", "planted-key")
+    server = serve()
+    (answer,) = ask(server.url)
+    assert answer == Completion("hi there", "stop", 9, 4, 2)
+    body = server.calls[0]
+    assert body["messages"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "hello"}]
+    assert (body["max_tokens"], body["temperature"], body["top_p"], body["seed"], body["model"]) == (
+        7,
+        0.5,
+        0.9,
+        11,
+        "m",
+    )
+    assert server.keys == ["Bearer planted-key"]
+
+
+def test_the_seed_can_be_left_out_and_a_cut_off_answer_is_known(serve: Callable[..., Server]):
+    server = serve(lambda body, n: (200, chat(finish="length")))
+    (answer,) = ask(server.url, send_seed=False)
+    assert answer.finish == "length"
+    assert "seed" not in server.calls[0]
+
+
+def test_the_model_is_asked_for_when_none_is_named(serve: Callable[..., Server]):
+    assert open_engine(Spec("auto", None, (serve(models=["only"]).url,))).model == "only@server"
+    with pytest.raises(BadInput, match="2 models"):
+        open_engine(Spec("auto", None, (serve(models=["a", "b"]).url,)))
+
+
+def test_a_row_sticks_to_one_of_several_endpoints(serve: Callable[..., Server]):
+    def sender(name: str) -> Callable[[dict[str, Any], int], Answer]:
+        return lambda body, n: (200, chat(name))
+
+    one, two = serve(sender("one")), serve(sender("two"))
+    requests = [Request("response", f"r{n % 8}", (Message("user", f"{n}"),), Sampling(5), 0) for n in range(32)]
+    answers = ask(one.url, two.url, requests=tuple(requests))
+    by_row: dict[str, set[str]] = {}
+    for request, answer in zip(requests, answers, strict=True):
+        by_row.setdefault(request.row_id, set()).add(answer.text)
+    assert all(len(names) == 1 for names in by_row.values())
+    assert {name for names in by_row.values() for name in names} == {"one", "two"}
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
+def test_a_passing_fault_is_asked_again(serve: Callable[..., Server], status: int):
+    server = serve(
+        lambda body, n: (200, chat()) if n > 2 else (status, {"error": {"message": "busy"}}, {"Retry-After": "0.01"})
+    )
+    assert ask(server.url)[0].text == "hi there"
+    assert len(server.calls) == 3
+
+
+def test_a_slow_try_is_given_up_and_asked_again(serve: Callable[..., Server]):
+    def behave(body: dict[str, Any], n: int) -> Answer:
+        if n == 1:
+            time.sleep(2)
+        return 200, chat()
+
+    server = serve(behave)
+    assert ask(server.url, timeout_seconds=0.3)[0].text == "hi there"
+    assert len(server.calls) == 2
+
+
+def test_a_call_has_a_deadline_over_all_its_retries(serve: Callable[..., Server]):
+    server = serve(lambda body, n: (500, {"error": {"message": "boom"}}, {"Retry-After": "0.2"}))
+    begun = time.monotonic()
+    with pytest.raises(RequestRefused, match="no answer within 1 s"):
+        ask(server.url, retries=20, deadline_seconds=1.0)
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422])
+def test_a_request_that_the_server_refuses_is_refused_for_this_row_alone(serve: Callable[..., Server], status: int):
+    server = serve(lambda body, n: (status, {"error": {"message": "maximum context length is 8192"}}))
+    with pytest.raises(RequestRefused, match=f"{status}: .*maximum context length"):
+        ask(server.url)
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize("said", ["<html>gateway</html>", {"choices": []}, {**chat(), "choices": []}])
+def test_a_good_status_without_a_completion_is_refused(serve: Callable[..., Server], said: Any):
+    with pytest.raises(RequestRefused, match="not a chat completion"):
+        ask(serve(lambda body, n: (200, said)).url)
+
+
+def test_a_refused_key_ends_the_run_and_is_not_told(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CAI_API_KEY", "planted-key")
+    with pytest.raises(EngineGaveUp, match="refuses the key") as caught:
+        ask(serve(lambda body, n: (401, {"error": {"message": "bad key planted-key"}})).url)
+    assert "planted-key" not in str(caught.value)
+
+
+def test_a_server_that_dies_in_the_middle_ends_the_run(serve: Callable[..., Server]):
+    server = serve()
+
+    async def go() -> None:
+        async with open_engine(Spec("auto", "m", (server.url,), retries=1)) as engine:
+            await engine.complete(REQUEST)
+            server.stop()
+            await engine.complete(REQUEST)
+
+    with pytest.raises(EngineGaveUp, match="does not answer any more"):
+        asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "words"),
+    [
+        ("http://127.0.0.1:9", "no server that answers"),
+        ("ftp://x", "'ftp://x'"),
+        ("127.0.0.1:80", "an address such as"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_reached_is_bad_input(endpoint: str, words: str):
+    with pytest.raises(BadInput, match=words):
+        ask(endpoint)
+
+
+def test_a_model_that_is_not_served_is_bad_input_and_names_those_that_are(serve: Callable[..., Server]):
+    with pytest.raises(BadInput, match="no model 'm', expected one that it serves: a, b"):
+        ask(serve(models=["a", "b"]).url)
+
+
+def test_a_gate_reads_log_probabilities_of_both_words(serve: Callable[..., Server]):
+    server = serve(
+        lambda body, n: (
+            200,
+            chat("Yes", logprobs=[("Yes", math.log(0.5)), (" No", math.log(0.3)), ("No", math.log(0.1))]),
+        )
+    )
+    (answer,) = ask(server.url, requests=(GATE,))
+    assert server.calls[0]["max_tokens"] == 1 and server.calls[0]["top_logprobs"] == 20
+    assert answer.choice_logprobs == pytest.approx((math.log(0.5), math.log(0.4)))
+
+
+def test_a_server_without_log_probabilities_is_asked_for_the_word_alone(serve: Callable[..., Server]):
+    def behave(body: dict[str, Any], n: int) -> Answer:
+        return (400, {"error": {"message": "logprobs are not supported"}}) if "logprobs" in body else (200, chat("No"))
+
+    server = serve(behave)
+
+    async def two() -> list[Completion]:
+        async with open_engine(Spec("auto", "m", (server.url,))) as engine:
+            return [await engine.complete(GATE), await engine.complete(GATE)]
+
+    assert [(answer.text, answer.choice_logprobs) for answer in asyncio.run(two())] == [("No", None)] * 2
+    assert len(server.calls) == 3, "once it is known, log-probabilities are not asked for again"
+
+
+def test_a_word_that_is_not_listed_is_bounded_and_none_is_made_up():
+    listed = [("Yes", math.log(0.6)), ("Maybe", math.log(0.2)), ("yes", math.log(0.1))]
+    assert choice_logprobs(listed, ("Yes", "No")) == pytest.approx((math.log(0.6), math.log(0.1)))
+    assert choice_logprobs(listed, ("A", "B")) is None
