@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import sys
+import traceback
 import types
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -296,14 +297,15 @@ def run_cli(command: click.Command, arguments: list[str]) -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except CaiError as error:
-        _fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code, "--debug" in arguments)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        _fail(f"{place}{error.strerror or error}. What is finished is kept; the same command goes on from there.", 2)
+        sentence = f"{place}{error.strerror or error}. What is finished is kept; the same command goes on from there."
+        _fail(sentence, 2, "--debug" in arguments)
 
 
-def _fail(sentence: str, code: int) -> NoReturn:
-    if "--debug" in sys.argv[1:]:
-        raise
+def _fail(sentence: str, code: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
     click.echo(f"{click.style('cai:', fg='red', bold=True)} {sentence}", err=True)
     sys.exit(code)

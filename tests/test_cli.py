@@ -1,0 +1,211 @@
+"""The command line as a user runs it: a process of its own, its exit code, what it prints, what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import table_bytes, write_jsonl
+
+ROOT = Path(__file__).parent.parent
+
+
+def cai(
+    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cai", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})}, timeout=120
+    )
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    return write_jsonl(
+        tmp_path / "p.jsonl", [{"id": f"r{n}", "prompt": f"question {n} [bold]not markup[/]"} for n in range(30)]
+    )
+
+
+@pytest.fixture
+def finished(prompts: Path, tmp_path: Path) -> Path:
+    done = cai("revise", prompts, "--engine", "scripted", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "run"
+
+
+def test_a_run_ends_with_a_summary_three_examples_and_where_the_files_are(prompts: Path, tmp_path: Path):
+    done = cai("revise", prompts, "--engine", "scripted", "--out", tmp_path / "run")
+    assert done.returncode == 0
+    for words in (
+        "rows read",
+        "example 1: ",
+        "example 3: ",
+        "before ",
+        "after ",
+        f"{tmp_path}/run/manifest.json",
+        "0 reused",
+    ):
+        assert words in done.stdout.replace("\n", ""), words
+    assert "30 of 30 rows" in done.stderr and "rows/s" in done.stderr
+    again = cai("revise", prompts, "--engine", "scripted", "--out", tmp_path / "run")
+    assert "This time: 0 calls asked" in again.stdout
+    assert "the model is not asked anything" in again.stderr
+
+
+def test_the_report_as_json_adds_up(finished: Path):
+    report = json.loads(cai("report", finished, "--json").stdout)["revise"]
+    assert report["read"] == report["kept"] + report["dropped"] == 30
+    assert report["cost"]["asked_calls"] > 60 and report["cost"]["seconds"] > 0
+    assert cai("report", finished).returncode == 0
+
+
+def test_show_tells_a_rows_story_with_model_text_as_text(finished: Path):
+    shown = cai("show", finished, "r3")
+    assert shown.returncode == 0
+    for words in ("question 3 [bold]not markup[/]", "Scripted response", "Round 1: principle", "final"):
+        assert words in shown.stdout
+    row = json.loads(cai("show", finished, "r3", "--json").stdout)["trajectories"][0]
+    assert row["row_id"] == "r3" and row["rounds"][0]["gate_call"]
+
+
+def test_show_tells_why_a_row_was_dropped(tmp_path: Path):
+    path = write_jsonl(tmp_path / "p.jsonl", [{"id": "a", "prompt": "x"}, {"id": "b", "prompt": ""}])
+    cai("revise", path, "--engine", "scripted", "--out", tmp_path / "run")
+    assert "empty_text" in cai("show", tmp_path / "run", "b").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["revise", "none.jsonl", "--out", "x"], "none.jsonl: found no such file"),
+        (["revise", "redteam", "--out", "x", "--rounds", "9"], "--rounds: found 9, expected less than or equal to 8"),
+        (["revise", "redteam", "--out", "x", "--rounds", "two"], "--rounds"),
+        (["revise", "redteam", "--out", "x", "--ruonds", "2"], "--rounds"),
+        (["revise", "redteam"], "--out: found nothing"),
+        (["revise", "redteam", "--out", "x", "--constitution", "none"], "none: found no such constitution"),
+        (["revise", "redteam", "--out", "x", "--config", "none"], "no recipe 'none'"),
+        (["revise", "redteam", "--out", "x", "--model", "no/such"], "--model no/such: found no local folder"),
+        (
+            ["revise", "redteam", "--out", "x", "--endpoint", "http://127.0.0.1:9"],
+            "http://127.0.0.1:9/v1: found no server",
+        ),
+        (["revise", "redteam", "--out", "pyproject.toml"], "--out pyproject.toml: found a file"),
+        (["revise", "redteam", "--out", "x", "--templates", "none"], "none: found no such folder"),
+        (
+            ["revise", "redteam", "--out", "x", "--engine", "scripted", "--reuse", "none"],
+            "--reuse none: found no journal",
+        ),
+        (["report", "none"], "none: found no run"),
+        (["show", "none", "r1"], "none: found no run"),
+        (["constitution", "lint", "none"], "none: found no such constitution"),
+    ],
+)
+def test_bad_input_is_one_sentence_exit_2_and_nothing_written(tmp_path: Path, arguments: list[str], words: str):
+    (tmp_path / "pyproject.toml").write_text("")
+    done = cai(*arguments, cwd=tmp_path, env={"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml"]
+
+
+def test_lint_names_what_is_wrong_and_exits_1(tmp_path: Path):
+    text = (ROOT / "constitutions" / "harmlessness.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("    weight: 1.5", "    wieght: 1.5"))
+    done = cai("constitution", "lint", tmp_path / "mine.yaml")
+    assert done.returncode == 1 and "Did you mean 'weight'?" in done.stdout
+    assert cai("constitution", "lint", "harmlessness").returncode == 0
+    assert "physical-safety" in cai("constitution", "show").stdout
+    assert json.loads(cai("constitution", "show", "--json").stdout)["name"] == "harmlessness"
+
+
+@pytest.mark.parametrize(("ending", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_run_stopped_half_way_goes_on_repeats_nothing_and_ends_in_the_same_bytes(
+    prompts: Path, tmp_path: Path, ending: signal.Signals, code: int
+):
+    ledger, options = tmp_path / "ledger", tmp_path / "script.yaml"
+    options.write_text(f"latency_seconds: 0.05\nledger: {ledger}\n")
+    arguments: list[Any] = [
+        "revise",
+        prompts,
+        "--engine",
+        "scripted",
+        "--model",
+        options,
+        "--shard-rows",
+        10,
+        "--rows-in-flight",
+        4,
+    ]
+    command = [sys.executable, "-m", "cai", *map(str, [*arguments, "--out", tmp_path / "run"])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not ledger.exists() or len(ledger.read_text().splitlines()) < 60:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(ending)
+    _, stderr = process.communicate(timeout=15)
+    assert process.returncode == code
+    if code > 0:
+        assert "The same command goes on from here" in stderr and "Traceback" not in stderr
+    assert not (tmp_path / "run" / "manifest.json").exists() or "revise" not in json.loads(
+        (tmp_path / "run" / "manifest.json").read_text()
+    )
+    served = len(ledger.read_text().splitlines())
+    done = cai(*arguments, "--out", tmp_path / "run")
+    assert done.returncode == 0
+    repeated = sum(count - 1 for count in Counter(ledger.read_text().splitlines()).values())
+    assert repeated <= (4 if ending == signal.SIGKILL else 0), "at most what was in flight"
+    assert served < len(ledger.read_text().splitlines())
+    ledger.unlink()
+    assert cai(*arguments, "--out", tmp_path / "unbroken").returncode == 0
+    assert table_bytes(tmp_path / "run") == table_bytes(tmp_path / "unbroken")
+
+
+def test_an_engine_that_gives_up_is_exit_3(prompts: Path, tmp_path: Path):
+    script = "import sys, cai.cli as c, cai.stages as s\nfrom cai.errors import EngineGaveUp\n"
+    script += "from cai.engines.scripted import ScriptedEngine\n"
+    script += "def gone(request): raise EngineGaveUp('the server is gone')\n"
+    script += "s.open_engine = lambda spec: ScriptedEngine(gone)\nc.main()\n"
+    command = [sys.executable, "-c", script, "revise", str(prompts), "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "the server is gone" in done.stderr, "Traceback" in done.stderr) == (3, True, False)
+
+
+def test_a_planted_key_reaches_no_file_and_no_output(prompts: Path, tmp_path: Path):
+    key = "sk-planted-4711"
+    env = {"CAI_API_KEY": key, "OPENAI_API_KEY": key}
+    done = cai("revise", prompts, "--engine", "scripted", "--out", tmp_path / "run", env=env)
+    failed = cai("--debug", "revise", prompts, "--endpoint", "http://127.0.0.1:9", "--out", tmp_path / "other", env=env)
+    assert done.returncode == 0 and failed.returncode == 2 and "Traceback" in failed.stderr
+    assert key not in done.stdout + done.stderr + failed.stdout + failed.stderr
+    assert not any(key.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_wheel_works_from_any_folder_and_files_of_the_user_come_first(tmp_path: Path):
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    built = subprocess.run(build, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path / "site")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    env = {"PYTHONPATH": str(tmp_path / "site")}
+    arguments = ["revise", "redteam", "--config", "careful", "--engine", "scripted", "--limit", "5"]
+    done = cai(*arguments, "--out", "run", cwd=elsewhere, env=env)
+    assert done.returncode == 0, done.stderr
+    where = [sys.executable, "-c", "import cai; print(cai.__file__)"]
+    found = subprocess.run(where, capture_output=True, text=True, cwd=elsewhere, env={**os.environ, **env}).stdout
+    assert found.startswith(str(tmp_path / "site")), "the wheel was used, not the checkout"
+    (elsewhere / "prompts").mkdir()
+    (elsewhere / "prompts" / "respond.jinja").write_text("Be brief.")
+    assert cai(*arguments, "--out", "second", cwd=elsewhere, env=env).returncode == 0
+    assert (elsewhere / "second" / "inputs" / "respond.jinja").read_text() == "Be brief."

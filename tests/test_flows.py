@@ -1,0 +1,141 @@
+"""The flows: their parameters without a server, one run on Prefect's test server, and a real server with a worker."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.exceptions import ParameterTypeError
+from prefect.testing.utilities import prefect_test_harness
+from prefect.utilities.callables import parameter_schema
+
+from cai.settings import GenerateSettings, ReviseSettings
+from cai.store import open_run
+from flows.generate import generate
+from flows.revise import revise
+from tests.conftest import table_bytes, write_jsonl
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(("flow", "kind"), [(revise, ReviseSettings), (generate, GenerateSettings)])
+def test_a_deployment_has_one_described_flat_parameter_for_each_setting(flow: Any, kind: type[GenerateSettings]):
+    assert flow.name == "cai"
+    schema = parameter_schema(flow.fn).model_dump()
+    assert list(schema["properties"]) == list(kind.model_fields)
+    assert schema["required"] == ["prompts", "out"]
+    for name, field in kind.model_fields.items():
+        assert schema["properties"][name]["description"].strip() == field.description
+    assert schema["properties"]["samples"]["maximum"] == 64
+
+
+@pytest.mark.parametrize("wrong", [{"rounds": 9}, {"gate": "perhaps"}, {"temperature": -1}, {"rounds": "two"}])
+def test_bad_parameters_are_refused_before_a_run_starts(wrong: dict[str, Any]):
+    with pytest.raises(ParameterTypeError, match=next(iter(wrong))):
+        revise.validate_parameters({"prompts": "p", "out": "o", **wrong})
+
+
+@pytest.fixture(scope="module")
+def harness() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.mark.prefect
+@pytest.mark.usefixtures("harness")
+async def test_a_flow_run_writes_the_tables_and_leaves_progress_and_a_summary(tmp_path: Path):
+    from prefect.client.orchestration import get_client
+
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": f"r{n}", "prompt": f"question {n}"} for n in range(10)])
+    outcome = await revise(prompts=str(prompts), out=str(tmp_path / "run"), engine="scripted", shard_rows=4)
+    assert outcome.entry["counts"]["kept"] == 10
+    async with get_client() as client:
+        artifacts = {artifact.key: artifact for artifact in await client.read_artifacts()}
+    assert artifacts["cai-revise-progress"].data == 100
+    summary = str(artifacts["cai-revise-summary"].data)
+    assert "| kept | 10 |" in summary and "**after**" in summary
+    again = await revise(prompts=str(prompts), out=str(tmp_path / "run"), engine="scripted", shard_rows=4)
+    assert again.session.asked_calls == 0
+
+
+@pytest.mark.prefect
+@pytest.mark.usefixtures("harness")
+async def test_generate_runs_too(tmp_path: Path):
+    outcome = await generate(prompts="redteam", out=str(tmp_path / "run"), engine="scripted", limit=3, samples=2)
+    assert outcome.entry["counts"]["kept"] == 6
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(400)
+def test_a_server_a_worker_and_deployment_run_write_the_same_tables_as_the_command(tmp_path: Path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    prefect = [sys.executable, "-m", "prefect"]
+    log = (tmp_path / "log").open("w")
+    started: list[subprocess.Popen[Any]] = []
+
+    def start(*arguments: str) -> None:
+        command = [*prefect, *arguments]
+        started.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True))
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([*prefect, *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "log").read_text()[-3000:]
+        return done.stdout
+
+    try:
+        start("server", "start", "--host", "127.0.0.1", "--port", str(port))
+        deadline = time.monotonic() + 120
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.5)
+        run("--no-prompt", "work-pool", "create", "cai", "--type", "process", "--overwrite")
+        run("--no-prompt", "deploy", "--all")
+        start("worker", "start", "--pool", "cai", "--type", "process")
+        out = tmp_path / "run"
+        given = {"prompts": "redteam", "out": str(out), "engine": "scripted", "limit": 12, "model": None}
+        run("deployment", "run", "cai/revise", "--params", json.dumps(given), "--watch")
+    finally:
+        for process in reversed(started):
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in started:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+        log.close()
+    assert open_run(str(out)).manifest()["revise"]["counts"]["kept"] == 12
+    command = [
+        sys.executable,
+        "-m",
+        "cai",
+        "revise",
+        "redteam",
+        "--engine",
+        "scripted",
+        "--limit",
+        "12",
+        "--few-shot",
+        "off",
+    ]
+    command += ["--max-tokens", "96", "--critique-max-tokens", "80", "--revision-max-tokens", "128"]
+    subprocess.run([*command, "--out", str(tmp_path / "direct")], check=True, capture_output=True, cwd=ROOT)
+    assert table_bytes(out) == table_bytes(tmp_path / "direct")
