@@ -103,7 +103,7 @@ def generate(as_json: bool, **options: Any) -> None:
       cai generate redteam --samples 4 --out data/runs/samples
     """
     settings = chosen(GenerateSettings, options)
-    _print_outcome(_run(generate_stage(settings, Progress()), settings.out), "generate", settings.out, as_json)
+    print_result(_run(generate_stage(settings, Progress()), settings.out), "generate", settings.out, as_json)
 
 
 @cai.command(short_help="Answer, criticise and revise: trajectories.")
@@ -121,7 +121,7 @@ def revise(as_json: bool, **options: Any) -> None:
       cai revise mine.jsonl --constitution mine.yaml --endpoint http://127.0.0.1:8000/v1 --out data/runs/mine
     """
     settings = chosen(ReviseSettings, options)
-    _print_outcome(_run(revise_stage(settings, Progress()), settings.out), "revise", settings.out, as_json)
+    print_result(_run(revise_stage(settings, Progress()), settings.out), "revise", settings.out, as_json)
 
 
 @cai.command(short_help="What a run read, kept, dropped and changed, and what it cost.")
@@ -194,7 +194,8 @@ def lint(files: tuple[str, ...], as_json: bool) -> None:
         for path, problems in findings.items():
             click.echo("\n".join(problems) if problems else f"{path}: fine")
     if any(findings.values()):
-        raise CheckFailed(f"{sum(map(len, findings.values()))} problem(s) in {len(findings)} file(s)")
+        wrong = [problems for problems in findings.values() if problems]
+        raise CheckFailed(f"{sum(map(len, wrong))} problem(s) in {len(wrong)} file(s)")
 
 
 @constitution.command(name="show")
@@ -226,7 +227,7 @@ def schema() -> None:
     _json(json_schema())
 
 
-def _print_outcome(outcome: Outcome, stage: str, out: str, as_json: bool) -> None:
+def print_result(outcome: Outcome, stage: str, out: str, as_json: bool) -> None:
     if as_json:
         _json(
             {

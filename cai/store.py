@@ -3,7 +3,7 @@
     RUN/trajectories/part-00000.parquet   rows in input order, whatever order they finished in
     RUN/drops/revise-00000.parquet        the rows of that shard that could not be used, if there are any
     RUN/journal/part-00000.jsonl          the finished calls of that shard's rows
-    RUN/inputs/                           the constitution and the templates as they were used
+    RUN/inputs/revise/                    the constitution and the templates as the stage used them
     RUN/settings.json                     what the run belongs to, by stage; written first
     RUN/sessions.jsonl                    one line for each time a command worked on the run
     RUN/manifest.json                     files, digests, counts, tokens, times; written last
@@ -133,9 +133,10 @@ class Run:
 
     def belong(self, stage: str, belongs: Json, copies: Mapping[str, str]) -> None:
         """Write down what a stage belongs to, with copies of the texts it uses, before its first row."""
+        folder = self.folder / "inputs" / stage
+        folder.mkdir(parents=True, exist_ok=True)
         for name, text in copies.items():
-            (self.folder / "inputs").mkdir(exist_ok=True)
-            write_atomically(self.folder / "inputs" / name, text.encode("utf-8"))
+            write_atomically(folder / name, text.encode("utf-8"))
         write_atomically(self.folder / "settings.json", _dump(self.settings() | {stage: belongs}))
 
     # Shards

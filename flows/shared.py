@@ -14,8 +14,7 @@ from prefect.blocks.system import Secret
 from prefect.logging import get_run_logger
 
 from cai.audit import markdown
-from cai.cli import chosen, run_cli, with_settings
-from cai.screen import print_outcome
+from cai.cli import chosen, print_result, run_cli, with_settings
 from cai.settings import GenerateSettings
 from cai.stages import Outcome
 from cai.store import open_run
@@ -107,6 +106,6 @@ def main(flow: Callable[..., Awaitable[Outcome]], kind: type[GenerateSettings], 
     def command(as_json: bool, **options: Any) -> None:
         settings = chosen(kind, options)
         outcome = asyncio.run(flow(**settings.model_dump()))  # type: ignore[arg-type]
-        print_outcome(outcome, stage, settings.out)
+        print_result(outcome, stage, settings.out, as_json)
 
     run_cli(command, sys.argv[1:])

@@ -208,4 +208,4 @@ def test_a_wheel_works_from_any_folder_and_files_of_the_user_come_first(tmp_path
     (elsewhere / "prompts").mkdir()
     (elsewhere / "prompts" / "respond.jinja").write_text("Be brief.")
     assert cai(*arguments, "--out", "second", cwd=elsewhere, env=env).returncode == 0
-    assert (elsewhere / "second" / "inputs" / "respond.jinja").read_text() == "Be brief."
+    assert (elsewhere / "second" / "inputs" / "revise" / "respond.jinja").read_text() == "Be brief."

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prefect.exceptions import ParameterTypeError
 from prefect.testing.utilities import prefect_test_harness
 from prefect.utilities.callables import parameter_schema
@@ -123,19 +124,8 @@ def test_a_server_a_worker_and_deployment_run_write_the_same_tables_as_the_comma
                 os.killpg(process.pid, signal.SIGKILL)
         log.close()
     assert open_run(str(out)).manifest()["revise"]["counts"]["kept"] == 12
-    command = [
-        sys.executable,
-        "-m",
-        "cai",
-        "revise",
-        "redteam",
-        "--engine",
-        "scripted",
-        "--limit",
-        "12",
-        "--few-shot",
-        "off",
-    ]
-    command += ["--max-tokens", "96", "--critique-max-tokens", "80", "--revision-max-tokens", "128"]
-    subprocess.run([*command, "--out", str(tmp_path / "direct")], check=True, capture_output=True, cwd=ROOT)
+    nightly = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][0]["parameters"]
+    (tmp_path / "same.yaml").write_text(yaml.safe_dump({**nightly, **given, "out": str(tmp_path / "direct")}))
+    command = [sys.executable, "-m", "cai", "revise", "--config", str(tmp_path / "same.yaml")]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     assert table_bytes(out) == table_bytes(tmp_path / "direct")

@@ -79,7 +79,9 @@ def test_the_manifest_answers_for_every_file_digest_setting_count_and_token(prom
         assert file_digest(tmp_path / "run" / file["path"]) == file["sha256"]
     assert {file["path"] for file in entry["files"]} == set(table_bytes(tmp_path / "run"))
     assert entry["settings"]["seed"] == 5 and entry["models"]["critic"] == "scripted"
-    assert entry["texts"]["constitution_sha"] == file_digest(tmp_path / "run" / "inputs" / "constitution.yaml")
+    assert entry["texts"]["constitution_sha"] == file_digest(
+        tmp_path / "run" / "inputs" / "revise" / "constitution.yaml"
+    )
     rows = list(open_run(str(tmp_path / "run")).records("trajectories"))
     assert entry["counts"]["tokens"]["prompt_tokens"] == sum(row["prompt_tokens"] for row in rows)
     assert entry["counts"]["changed"] == sum(row["changed"] for row in rows) > 0
@@ -196,7 +198,7 @@ def test_bad_records_are_counted_and_kept_plus_dropped_is_read(tmp_path: Path):
 def test_one_more_principle_asks_again_only_where_the_choice_moved(prompts: Path, tmp_path: Path):
     first = run(prompts, tmp_path / "first")
     old = open_run(str(tmp_path / "first"))
-    text = (old.folder / "inputs" / "constitution.yaml").read_text()
+    text = (old.folder / "inputs" / "revise" / "constitution.yaml").read_text()
     changed = tmp_path / "more.yaml"
     changed.write_text(text + NEW_PRINCIPLE)
     second = run(prompts, tmp_path / "second", constitution=str(changed), reuse=(str(tmp_path / "first"),))

