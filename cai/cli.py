@@ -5,10 +5,9 @@ import json
 import signal
 import sys
 import traceback
-import types
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, NoReturn
 
 import click
 
@@ -17,8 +16,10 @@ from cai.audit import report as make_report
 from cai.constitution import check_constitution, json_schema, load_constitution
 from cai.errors import BadInput, CaiError, CheckFailed
 from cai.files import find_shipped
-from cai.screen import Progress, print_constitution, print_outcome, print_report, print_row
-from cai.settings import GenerateSettings, ReviseSettings, load_settings
+from cai.options import chosen, with_settings
+from cai.progress import Progress
+from cai.screen import print_constitution, print_outcome, print_report, print_row
+from cai.settings import GenerateSettings, ReviseSettings
 from cai.stages import Outcome, generate_stage, revise_stage
 from cai.store import Json, open_run
 
@@ -43,54 +44,6 @@ def cai(debug: bool) -> None:
       cai revise redteam --out data/runs/first --limit 20
       cai report data/runs/first
     """
-
-
-def with_settings(kind: type[GenerateSettings]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command one option for each field of a settings model; the command gets the options that were given."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for name, field in reversed(kind.model_fields.items()):
-            if name == "prompts":
-                continue
-            kind_of, multiple = _click_type(field.annotation)
-            default = (
-                "" if field.default is None or field.is_required() or multiple else f"  [default: {field.default}]"
-            )
-            flag = f"--{name.replace('_', '-')}"
-            command = click.option(
-                f"{flag}/--no-{flag[2:]}" if kind_of is bool else flag,
-                name,
-                type=None if kind_of is bool else kind_of,
-                multiple=multiple,
-                default=None,
-                help=(field.description or "") + default,
-            )(command)
-        command = click.option("--config", help="Settings from a YAML file or a recipe; options here come first.")(
-            command
-        )
-        command = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
-        return click.argument("prompts", required=False)(command)
-
-    return decorate
-
-
-def _click_type(annotation: Any) -> tuple[Any, bool]:
-    """The click type of a field, and whether it may be given several times. The settings model checks bounds."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        annotation = next(one for one in get_args(annotation) if one is not type(None))
-    if get_origin(annotation) is tuple:
-        return str, True
-    while hasattr(annotation, "__metadata__"):
-        annotation = get_args(annotation)[0]
-    if get_origin(annotation) is Literal:
-        return click.Choice(get_args(annotation)), False
-    return annotation, False
-
-
-def chosen(kind: type[GenerateSettings], options: dict[str, Any]) -> Any:
-    """The settings that a command line means: its options on top of its --config."""
-    config = options.pop("config")
-    return load_settings(kind, config, {name: value for name, value in options.items() if value not in (None, ())})
 
 
 @cai.command(short_help="Sample K responses for each prompt.")

@@ -1,37 +1,23 @@
-"""Prompts from JSONL, Parquet, CSV or `datasets:NAME[:CONFIG][:SPLIT]`, read as a stream, in order, nothing changed.
+"""Prompts: from records to rows, as a stream, in order, nothing changed.
 
 Each record becomes rows or one drop with a reason, so kept + dropped = read. What concerns the whole file (it is
 missing, its columns are misnamed, none of its rows can be used) is BadInput before a model is asked anything.
 """
 
-import csv
 import difflib
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cai.errors import BadInput
-from cai.files import find_shipped
 from cai.ids import digest, digest_of_rows
 from cai.rows import Drop, Message, Row
+from cai.sources import Unreadable, kind_of, plain, read_records
 
 COLUMNS = ("prompt", "id")
 ROLES = ("system", "user", "assistant")
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A record that could not even be parsed: `found` says what is there instead, `raw` is its beginning."""
-
-    found: str
-    raw: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,101 +90,6 @@ class _BadRecord(Exception):
         self.reason, self.found, self.expected, self.row_id = reason, found, expected, row_id
 
 
-def read_records(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
-    """Each record with its place ("file.jsonl:12"). Raises BadInput if the source as a whole cannot be read."""
-    if spec.startswith("datasets:"):
-        yield from _datasets(spec)
-        return
-    path = find_shipped("data/prompts", spec, ".jsonl") or Path(spec)
-    readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet, ".csv": _csv}
-    if path.suffix not in readers:
-        remedy = "Convert it, or give datasets:NAME." if path.exists() else "Check the path."
-        raise BadInput(spec, f"the ending '{path.suffix}'", "a .jsonl, .parquet or .csv file, or datasets:NAME", remedy)
-    if not path.is_file():
-        raise BadInput(
-            spec, "no such file", "a file of prompts", "Check the path; it is relative to the current folder."
-        )
-    try:
-        yield from readers[path.suffix](path)
-    except OSError as error:
-        raise BadInput(
-            spec, f"a file that cannot be read ({error})", "a readable file", "Check its permissions."
-        ) from error
-
-
-def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{path.name}:{number}"
-            try:
-                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (ValueError, RecursionError) as error:
-                yield place, Unreadable(f"no JSON ({error})", line[:2000].decode("utf-8", "replace"))
-                continue
-            if isinstance(record, dict):
-                yield place, record
-            else:
-                yield place, Unreadable(f"JSON of the type {_kind(record)}", line[:2000].decode("utf-8", "replace"))
-
-
-def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
-    csv.field_size_limit(1 << 30)
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        try:
-            for record in reader:
-                place = f"{path.name}:{reader.line_num}"
-                if None in record or None in record.values():
-                    columns = len(reader.fieldnames or ())
-                    yield (
-                        place,
-                        Unreadable(f"a line that has not {columns} columns", json.dumps(record, default=str)[:2000]),
-                    )
-                else:
-                    yield place, dict(record)
-        except csv.Error as error:
-            raise BadInput(f"{path}:{reader.line_num}", str(error), "CSV", "Mend that line.") from error
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowException as error:
-        raise BadInput(
-            str(path), f"no Parquet file ({error})", "a Parquet file", "Check how it was written."
-        ) from error
-    with file:
-        number = 0
-        for batch in file.iter_batches(batch_size=1024):
-            for record in batch.to_pylist():
-                number += 1
-                yield f"{path.name}:{number}", record
-
-
-def _datasets(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    name, *rest = spec.removeprefix("datasets:").split(":")
-    if not name or len(rest) > 2:
-        raise BadInput(spec, "this", "datasets:NAME, datasets:NAME:SPLIT or datasets:NAME:CONFIG:SPLIT", "Mend it.")
-    split = rest[-1] if rest else "train"
-    try:
-        source: Any = datasets.load_dataset(name, rest[0] if len(rest) == 2 else None, split=split, streaming=True)
-        for number, record in enumerate(source, start=1):
-            yield f"{name}:{split}:{number}", dict(record)
-    except (OSError, ValueError, ImportError, DatasetsError) as error:
-        brief = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(
-            spec,
-            f"a dataset that cannot be loaded ({brief})",
-            "a dataset on the hub or a folder",
-            "Check name and split.",
-        ) from error
-
-
 def _check_columns(place: str, record: dict[str, Any]) -> None:
     """A misspelt column is a fault of the whole source: every row would be dropped, or lose its id, for it."""
     for known in COLUMNS:
@@ -261,7 +152,7 @@ def _conversation(value: object, row_id: str) -> tuple[Message, ...]:
     if isinstance(value, str):
         return (Message("user", _text(value, "prompt", bad)),)
     if not isinstance(value, list) or not value:
-        raise bad("bad_prompt", f"a prompt of the type {_kind(value)}", "text or a list of messages")
+        raise bad("bad_prompt", f"a prompt of the type {kind_of(value)}", "text or a list of messages")
     messages: list[Message] = []
     turns: list[Any] = value
     for number, turn in enumerate(turns, start=1):
@@ -287,7 +178,7 @@ def _conversation(value: object, row_id: str) -> tuple[Message, ...]:
 
 def _text(value: object, where: str, bad: Any) -> str:
     if not isinstance(value, str):
-        raise bad("bad_prompt", f"{where} of the type {_kind(value)}", "text")
+        raise bad("bad_prompt", f"{where} of the type {kind_of(value)}", "text")
     if not value.strip():
         raise bad("empty_text", f"an empty {where}", "some text")
     try:
@@ -295,23 +186,6 @@ def _text(value: object, where: str, bad: Any) -> str:
     except UnicodeEncodeError:
         raise bad("not_text", f"half a surrogate pair in {where}", "text that UTF-8 can hold") from None
     return value
-
-
-def plain(value: Any) -> Any:
-    """`value` with JSON types only: dates and bytes as text, and numbers that are not finite as text too."""
-    if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return str(value)
-
-
-def _kind(value: object) -> str:
-    names = {"dict": "object", "str": "text", "bool": "boolean", "int": "number", "float": "number", "NoneType": "null"}
-    kind = type(value).__name__
-    return names.get(kind, kind) + (" (empty)" if value in ([], {}) else "")
 
 
 def _address(text: str) -> bytes:

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,9 @@ from prefect.blocks.system import Secret
 from prefect.logging import get_run_logger
 
 from cai.audit import markdown
-from cai.cli import chosen, print_result, run_cli, with_settings
+from cai.cli import print_result, run_cli
+from cai.options import chosen, with_settings
+from cai.progress import SECONDS_BETWEEN_LINES
 from cai.settings import GenerateSettings
 from cai.stages import Outcome
 from cai.store import open_run
@@ -57,6 +60,8 @@ class FlowWatch:
 
     def begin(self, stage: str, rows: int, finished: int) -> None:
         self._stage, self._rows, self._done = stage, rows, finished
+        self._before, self._begun = finished, time.monotonic()
+        self._said = self._begun
         self._log.info("%s: %d of %d rows are finished; %d to do", stage, finished, rows, rows - finished)
         share = 100 * finished / rows
         create = acreate_progress_artifact(progress=share, key=f"cai-{stage}-progress", description=f"{rows} rows")
@@ -64,6 +69,12 @@ class FlowWatch:
 
     def row(self, kept: bool) -> None:
         self._done += 1
+        now = time.monotonic()
+        if now - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = now
+            rate = (self._done - self._before) / (now - self._begun)
+            left = (self._rows - self._done) / rate
+            self._log.info("%d of %d rows, %.2f rows/s, about %.0f s left", self._done, self._rows, rate, left)
 
     def shard(self, path: Path, rows: int, drops: int) -> None:
         self._log.info("%s: %d rows kept, %d dropped; %d of %d rows done", path, rows, drops, self._done, self._rows)

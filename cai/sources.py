@@ -1,0 +1,139 @@
+"""Records from JSONL, Parquet, CSV or `datasets:NAME[:CONFIG][:SPLIT]`, one after another, each with its place.
+
+What concerns the whole source is BadInput; a record that cannot be parsed is `Unreadable`, and the ones behind it are
+read all the same.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cai.errors import BadInput
+from cai.files import find_shipped
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A record that could not even be parsed: `found` says what is there instead, `raw` is its beginning."""
+
+    found: str
+    raw: str
+
+
+def read_records(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
+    """Each record with its place ("file.jsonl:12"). Raises BadInput if the source as a whole cannot be read."""
+    if spec.startswith("datasets:"):
+        yield from _datasets(spec)
+        return
+    path = find_shipped("data/prompts", spec, ".jsonl") or Path(spec)
+    readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet, ".csv": _csv}
+    if path.suffix not in readers:
+        remedy = "Convert it, or give datasets:NAME." if path.exists() else "Check the path."
+        raise BadInput(spec, f"the ending '{path.suffix}'", "a .jsonl, .parquet or .csv file, or datasets:NAME", remedy)
+    if not path.is_file():
+        raise BadInput(
+            spec, "no such file", "a file of prompts", "Check the path; it is relative to the current folder."
+        )
+    try:
+        yield from readers[path.suffix](path)
+    except OSError as error:
+        raise BadInput(
+            spec, f"a file that cannot be read ({error})", "a readable file", "Check its permissions."
+        ) from error
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path.name}:{number}"
+            try:
+                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError) as error:
+                yield place, Unreadable(f"no JSON ({error})", line[:2000].decode("utf-8", "replace"))
+                continue
+            if isinstance(record, dict):
+                yield place, record
+            else:
+                yield place, Unreadable(f"JSON of the type {kind_of(record)}", line[:2000].decode("utf-8", "replace"))
+
+
+def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
+    csv.field_size_limit(1 << 30)
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file)
+        try:
+            for record in reader:
+                place = f"{path.name}:{reader.line_num}"
+                if None in record or None in record.values():
+                    columns = len(reader.fieldnames or ())
+                    yield (
+                        place,
+                        Unreadable(f"a line that has not {columns} columns", json.dumps(record, default=str)[:2000]),
+                    )
+                else:
+                    yield place, dict(record)
+        except csv.Error as error:
+            raise BadInput(f"{path}:{reader.line_num}", str(error), "CSV", "Mend that line.") from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise BadInput(
+            str(path), f"no Parquet file ({error})", "a Parquet file", "Check how it was written."
+        ) from error
+    with file:
+        number = 0
+        for batch in file.iter_batches(batch_size=1024):
+            for record in batch.to_pylist():
+                number += 1
+                yield f"{path.name}:{number}", record
+
+
+def _datasets(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    name, *rest = spec.removeprefix("datasets:").split(":")
+    if not name or len(rest) > 2:
+        raise BadInput(spec, "this", "datasets:NAME, datasets:NAME:SPLIT or datasets:NAME:CONFIG:SPLIT", "Mend it.")
+    split = rest[-1] if rest else "train"
+    try:
+        source: Any = datasets.load_dataset(name, rest[0] if len(rest) == 2 else None, split=split, streaming=True)
+        for number, record in enumerate(source, start=1):
+            yield f"{name}:{split}:{number}", dict(record)
+    except (OSError, ValueError, ImportError, DatasetsError) as error:
+        brief = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInput(
+            spec,
+            f"a dataset that cannot be loaded ({brief})",
+            "a dataset on the hub or a folder",
+            "Check name and split.",
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """`value` with JSON types only: dates and bytes as text, and numbers that are not finite as text too."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
+
+
+def kind_of(value: object) -> str:
+    names = {"dict": "object", "str": "text", "bool": "boolean", "int": "number", "float": "number", "NoneType": "null"}
+    kind = type(value).__name__
+    return names.get(kind, kind) + (" (empty)" if value in ([], {}) else "")
