@@ -39,6 +39,10 @@ class Prompts:
     def __init__(self, spec: str, stage: str, limit: int | None, samples: int, strict: bool) -> None:
         self.spec, self.stage, self.limit, self.samples, self.strict = spec, stage, limit, samples, strict
 
+    def look(self) -> None:
+        """Read the first record: raises BadInput for a missing file or a misnamed column before anything slow."""
+        next(self._items(), None)
+
     def chunks(self, records_in_chunk: int) -> Iterator[Chunk]:
         """The source in chunks of that many records; of each good record there are `samples` rows.
 

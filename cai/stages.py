@@ -40,16 +40,18 @@ class Outcome:
 
 async def generate_stage(settings: GenerateSettings, watch: Watch) -> Outcome:
     """Answer the prompts. Raises BadInput, EngineGaveUp."""
+    prompts = _prompts("generate", settings)
     templates = load_templates(settings.templates, few_shot=False)
     engines = _open([settings.spec()])
     generator = engines[settings.spec()]
     work = partial(generate, generator=generator, templates=templates, seed=settings.seed, sampling=settings.response())
     stage = _Stage("generate", settings, {"generator": generator}, {"templates_sha": templates.sha}, templates.texts)
-    return await _run(stage, work, watch)
+    return await _run(stage, prompts, work, watch)
 
 
 async def revise_stage(settings: ReviseSettings, watch: Watch) -> Outcome:
     """Answer, criticise and revise. Raises BadInput, EngineGaveUp."""
+    prompts = _prompts("revise", settings)
     constitution = load_constitution(settings.constitution)
     templates = load_templates(settings.templates, few_shot=settings.few_shot == "on")
     specs = {
@@ -64,7 +66,7 @@ async def revise_stage(settings: ReviseSettings, watch: Watch) -> Outcome:
     )
     texts = {"constitution": constitution.name, "constitution_sha": constitution.sha, "templates_sha": templates.sha}
     copies = {**templates.texts, "constitution.yaml": constitution.text}
-    return await _run(_Stage("revise", settings, roles, texts, copies), work, watch)
+    return await _run(_Stage("revise", settings, roles, texts, copies), prompts, work, watch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +83,18 @@ class _Stage:
         return {"settings": self.settings.compared(), "models": models, "texts": dict(self.texts)}
 
 
+def _prompts(stage: str, settings: GenerateSettings) -> Prompts:
+    prompts = Prompts(settings.prompts, stage, settings.limit, settings.samples, settings.strict)
+    prompts.look()
+    return prompts
+
+
 def _open(specs: Iterable[Spec]) -> dict[Spec, Engine]:
     return {spec: open_engine(spec) for spec in dict.fromkeys(specs)}
 
 
-async def _run(stage: _Stage, work: Work, watch: Watch) -> Outcome:
+async def _run(stage: _Stage, prompts: Prompts, work: Work, watch: Watch) -> Outcome:
     settings, table = stage.settings, TABLES[stage.name]
-    prompts = Prompts(settings.prompts, stage.name, settings.limit, settings.samples, settings.strict)
     belongs = stage.belongs()
     settings_sha = digest(belongs)
     with Run(Path(settings.out)) as run:
