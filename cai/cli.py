@@ -249,6 +249,7 @@ def run_cli(command: click.Command, arguments: list[str]) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped. What is finished is kept; the same command goes on from there.", err=True)
         sys.exit(130)
     except CaiError as error:
         _fail(str(error), error.exit_code, "--debug" in arguments)

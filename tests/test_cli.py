@@ -146,7 +146,14 @@ def test_a_run_stopped_half_way_goes_on_repeats_nothing_and_ends_in_the_same_byt
         4,
     ]
     command = [sys.executable, "-m", "cai", *map(str, [*arguments, "--out", tmp_path / "run"])]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Whoever started the tests in the background of a script has made them ignore Ctrl-C; the child must not.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not ledger.exists() or len(ledger.read_text().splitlines()) < 60:
         assert time.monotonic() < deadline and process.poll() is None
