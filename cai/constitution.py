@@ -5,7 +5,6 @@ file as it lies on disk: an auditor checks it with `sha256sum`.
 """
 
 import difflib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from cai.errors import BadInput
 from cai.files import find_shipped, shipped_names
 from cai.ids import file_digest
+
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
@@ -136,6 +136,8 @@ def _check(path: Path) -> tuple[list[BadInput], _File | None, str]:
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         found = getattr(error, "problem", None) or "text that is not YAML"
         return [BadInput(place, str(found), "valid YAML", "Mend that line.")], None, text
+    except (ValueError, RecursionError) as error:  # a date that is none, an anchor that holds itself
+        return [BadInput(str(path), f"a value that cannot be read ({error})", "plain YAML", "Mend it.")], None, text
     lines, problems = _lines(node, path)
     file = None
     try:
@@ -154,7 +156,12 @@ def _lines(node: yaml.Node | None, path: Path) -> tuple[dict[tuple[str | int, ..
     lines: dict[tuple[str | int, ...], int] = {(): 1}
     problems: list[BadInput] = []
 
+    seen: set[int] = set()  # an anchor may stand in several places, and even in itself
+
     def walk(node: yaml.Node | None, at: tuple[str | int, ...]) -> None:
+        if id(node) in seen:
+            return
+        seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 line = key.start_mark.line + 1
@@ -200,7 +207,7 @@ def _problem(
         )
     if kind == "string_too_short":
         return BadInput(place, f"an empty '{where}'", "some wording", "Write it, or remove the principle.")
-    shown = json.dumps(value, ensure_ascii=False, default=str)[:80]
+    shown = repr(value)[:80]
     return BadInput(
         place,
         f"{shown} for '{where}'",
@@ -219,7 +226,7 @@ def _duplicate_ids(path: Path, lines: dict[tuple[str | int, ...], int], file: _F
     seen: dict[str, int] = {}
     problems: list[BadInput] = []
     for index, principle in enumerate(file.principles):
-        line = lines[("principles", index, "id")]
+        line = lines.get(("principles", index, "id"), lines.get(("principles", index), 1))
         if principle.id in seen:
             found = f"the principle id '{principle.id}' again (first on line {seen[principle.id]})"
             problems.append(BadInput(f"{path}:{line}", found, "each id once", "Give one of them another id."))

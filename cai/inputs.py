@@ -7,13 +7,13 @@ missing, its columns are misnamed, none of its rows can be used) is BadInput bef
 import difflib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from cai.errors import BadInput
 from cai.ids import digest, digest_of_rows
-from cai.rows import Drop, Message, Row
+from cai.rows import Drop, Message, Row, is_text
 from cai.sources import Unreadable, kind_of, plain, read_records
 
 COLUMNS = ("prompt", "id")
@@ -51,7 +51,7 @@ class Prompts:
         items = self._items()
         for index, group in enumerate(_groups(items, records_in_chunk)):
             flat = tuple(item for record in group for item in record)
-            yield Chunk(index, flat, tuple(digest(asdict(item))[:16] for item in flat))
+            yield Chunk(index, flat, tuple(_content(item) for item in flat))
 
     def _items(self) -> Iterator[tuple[Row | Drop, ...]]:
         seen: set[bytes] = set()
@@ -62,10 +62,11 @@ class Prompts:
                 _check_columns(place, record)
             try:
                 prompt_id, prompt, extra = parse(record, place, copies)
-                address = _address(prompt_id)
-                if address in seen:
+                row_ids = [f"{prompt_id}~{k}" if k else prompt_id for k in range(self.samples)]
+                addresses = {_address(row_id) for row_id in row_ids}
+                if addresses & seen:
                     raise _BadRecord("duplicate_id", f"the id '{prompt_id}' again", "each id once")
-                seen.add(address)
+                seen |= addresses
             except _BadRecord as bad:
                 problem = BadInput(
                     place, bad.found, bad.expected, "Mend the record; without --strict it is dropped and counted."
@@ -78,12 +79,9 @@ class Prompts:
                     else json.dumps(plain(record), ensure_ascii=True)[:2000]
                 )
                 sentence = f"{place}: found {bad.found}, expected {bad.expected}"
-                yield (Drop(bad.row_id or place, self.stage, bad.reason, sentence, raw, place),)
+                yield (Drop(bad.row_id or place, self.stage, bad.reason, _printable(sentence), _printable(raw), place),)
                 continue
-            rows = [
-                Row(f"{prompt_id}~{k}" if k else prompt_id, prompt_id, k, prompt, place, extra, position + k)
-                for k in range(self.samples)
-            ]
+            rows = [Row(row_id, prompt_id, k, prompt, place, extra, position + k) for k, row_id in enumerate(row_ids)]
             position += self.samples
             yield tuple(rows)
 
@@ -185,11 +183,20 @@ def _text(value: object, where: str, bad: Any) -> str:
         raise bad("bad_prompt", f"{where} of the type {kind_of(value)}", "text")
     if not value.strip():
         raise bad("empty_text", f"an empty {where}", "some text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise bad("not_text", f"half a surrogate pair in {where}", "text that UTF-8 can hold") from None
+    if not is_text(value):
+        raise bad("not_text", f"half a surrogate pair in {where}", "text that UTF-8 can hold")
     return value
+
+
+def _content(item: Row | Drop) -> str:
+    """What a row is, wherever it was read: a renamed source holds the same rows."""
+    if isinstance(item, Drop):
+        return digest([item.reason, item.raw])[:16]
+    return digest([item.row_id, [[message.role, message.content] for message in item.prompt], item.extra])[:16]
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _address(text: str) -> bytes:

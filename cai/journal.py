@@ -5,6 +5,7 @@ call the moment its answer is there, so a killed process loses only what was in 
 named and passed over; the call it held is asked again. Nothing is ever rewritten.
 """
 
+import asyncio
 import json
 import os
 import time
@@ -71,7 +72,10 @@ class Journal:
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._finished = {entry["key"]: entry for _, entry in _entries(self._path, self.damaged)}
+        self._finished: dict[str, dict[str, Any]] = {}
+        self._under_way: dict[str, asyncio.Event] = {}
+        for _, entry in _entries(self._path, self.damaged):
+            self._finished.setdefault(entry["key"], entry)
         self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":
@@ -81,29 +85,36 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         os.fsync(self._file)
         os.close(self._file)
+        self._file = -1  # a late write must fail, not land in whatever gets the number next
 
     async def ask(self, engine: Engine, request: Request) -> tuple[str, Completion]:
-        """The call's key and its completion: from this segment, from other runs, or from the engine."""
+        """The call's key and its completion: from this segment, from other runs, or from the engine.
+
+        Equal calls that are asked at the same time are one call.
+        """
         key = request.key(engine.model)
-        entry = self._finished.get(key)
-        if entry is None and self._others is not None and (entry := self._others.find(key)) is not None:
-            self._write(entry)  # so that this run's journal is whole
+        while (entry := self._find(key)) is None and key in self._under_way:
+            await self._under_way[key].wait()
         if entry is not None:
             self._tally.reused_calls += 1
             return key, _completion(entry)
-        begun = time.monotonic()
-        completion = await engine.complete(request)
-        seconds = round(time.monotonic() - begun, 3)
-        named = {
-            "key": key,
-            "purpose": request.purpose,
-            "row_id": request.row_id,
-            "model": engine.model,
-            "seconds": seconds,
-        }
-        self._write(named | asdict(completion))
+        done = self._under_way[key] = asyncio.Event()
+        try:
+            begun = time.monotonic()
+            completion = await engine.complete(request)
+            named = {"key": key, "purpose": request.purpose, "row_id": request.row_id, "model": engine.model}
+            self._write({**named, "seconds": round(time.monotonic() - begun, 3), **asdict(completion)})
+        finally:
+            del self._under_way[key]
+            done.set()  # whoever waited finds the answer, or asks
         self._tally.count(completion)
         return key, completion
+
+    def _find(self, key: str) -> dict[str, Any] | None:
+        entry = self._finished.get(key)
+        if entry is None and self._others is not None and (entry := self._others.find(key)) is not None:
+            self._write(entry)  # so that this run's journal is whole
+        return entry
 
     def _write(self, entry: dict[str, Any]) -> None:
         text = json.dumps(entry, separators=(",", ":"))

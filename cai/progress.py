@@ -45,14 +45,17 @@ class Progress:
             self._bar.update(
                 self._task, completed=done, rate=rate + (f", {self._dropped} dropped" if self._dropped else "")
             )
-            if done >= self._rows:
-                self._bar.stop()
         elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES or done == self._rows:
             self._said = time.monotonic()
             left = (self._rows - done) * seconds / self._new
             self.say(
                 f"{self._stage}: {done} of {self._rows} rows, {rate}, {self._dropped} dropped, about {left:.0f} s left"
             )
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def shard(self, path: Path, rows: int, drops: int) -> None:
         return None

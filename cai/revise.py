@@ -13,9 +13,9 @@ drawn; and instead of one principle a round may go through all of them. `flows/r
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from cai import checks
 from cai.constitution import Constitution, Principle
@@ -106,7 +106,7 @@ async def revise(
     rounds: list[Round] = []
     for number in range(1, method.rounds + 1):
         principles = _principles(row, number, constitution, method)
-        gates = await asyncio.gather(*(_gate(row, calls, roles, templates, method, answer, p) for p in principles))
+        gates = await _together(_gate(row, calls, roles, templates, method, answer, p) for p in principles)
         for principle, gate in zip(principles, gates, strict=True):
             if gate.broken:
                 one, answer = await _round(row, calls, roles, templates, method, answer, number, principle, gate)
@@ -197,6 +197,17 @@ async def _round(
 
 def _clean(number: int, principle: Principle, gate: _Gate) -> Round:
     return Round(number, principle.id, gate.probability, gate.mass, None, None, None, gate.flags, gate.call, None, None)
+
+
+async def _together(gates: Iterable[Coroutine[Any, Any, _Gate]]) -> list[_Gate]:
+    """All of them, or the first error once the others have ended: a row that is over has no call under way."""
+    tasks = [asyncio.ensure_future(gate) for gate in gates]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _said(completion: Completion, by: Engine) -> Message:

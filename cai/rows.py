@@ -129,6 +129,15 @@ class Drop:
     source: str
 
 
+def is_text(value: str) -> bool:
+    """Whether UTF-8, and so a table, can hold it: JSON can spell half a surrogate pair, which is no character."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _required(*fields: tuple[str, Any]) -> Any:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
 

@@ -36,6 +36,10 @@ class Watch(Protocol):
         """One shard is written."""
         ...
 
+    def end(self) -> None:
+        """The work is over, or has been broken off."""
+        ...
+
     def say(self, sentence: str) -> None:
         """Something worth a line in the log."""
         ...

@@ -21,6 +21,11 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=False)
 
 
+def visible(text: str) -> str:
+    """`text` with its control characters spelled out: what a model or a prompt says must not drive the terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
 def print_outcome(outcome: Outcome, stage: str, out: str) -> None:
     """The summary after a run: counts, calls, three examples, where the files are."""
     screen, run = console(), open_run(out)
@@ -34,13 +39,14 @@ def print_outcome(outcome: Outcome, stage: str, out: str) -> None:
         for number, row in enumerate(islice(examples(run), 3), start=1):
             screen.print(_before_after(number, row))
     screen.print(
-        f"Tables   {escape(out)}/{TABLES[stage]}/*.parquet"
-        + (f", {escape(out)}/drops/*.parquet" if outcome.entry["counts"]["dropped"] else "")
+        f"Tables   {_plain(out)}/{TABLES[stage]}/*.parquet"
+        + (f", {_plain(out)}/drops/*.parquet" if outcome.entry["counts"]["dropped"] else ""),
+        soft_wrap=True,
     )
-    screen.print(f"Manifest {escape(out)}/manifest.json")
+    screen.print(f"Manifest {_plain(out)}/manifest.json", soft_wrap=True)
     first = next(run.records(TABLES[stage], ["row_id"]), None)
     if first is not None:
-        screen.print(f"One row  cai show {escape(out)} {escape(first['row_id'])}")
+        screen.print(f"One row  cai show {_plain(out)} {_plain(first['row_id'])}", soft_wrap=True)
 
 
 def print_report(result: Json, run: str) -> None:
@@ -55,7 +61,7 @@ def _print_stage(screen: Console, stage: str, entry: Json) -> None:
     state = "" if entry["finished"] else " [yellow](unfinished: finished shards only)[/]"
     screen.rule(f"[bold]cai {stage}[/]{state}")
     for role, model in models.items():
-        screen.print(f"{role:<10} {escape(model)}")
+        screen.print(f"{role:<10} {_plain(model)}")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("rows read", str(counts["read"]))
     table.add_row("kept", str(counts["kept"]))
@@ -101,26 +107,26 @@ def print_row(found: Json) -> None:
     """One row's story: conversation, response, each round with its revision as a word diff, the calls' keys."""
     screen = console()
     for row in found.get("responses", []):
-        screen.rule(f"response {escape(row['row_id'])}")
+        screen.rule(f"response {_plain(row['row_id'])}")
         _print_conversation(screen, row["prompt"])
-        screen.print(Panel(Text(row["response"]), title="response", title_align="left"))
+        screen.print(Panel(Text(visible(row["response"])), title="response", title_align="left"))
         screen.print(
-            f"model {escape(row['model'])}, call {row['call'][:16]}, {row['finish']}, from {escape(row['source'])}"
+            f"model {_plain(row['model'])}, call {row['call'][:16]}, {row['finish']}, from {_plain(row['source'])}"
         )
     for row in found.get("trajectories", []):
         _print_trajectory(screen, row)
     for drop in found.get("drops", []):
-        screen.rule(f"drop {escape(drop['row_id'])}")
-        screen.print(f"dropped in {drop['stage']}: [bold]{escape(drop['reason'])}[/]. {escape(drop['detail'])}")
-        screen.print(Panel(Text(drop["raw"] or "(nothing)"), title="what was there", title_align="left"))
+        screen.rule(f"drop {_plain(drop['row_id'])}")
+        screen.print(f"dropped in {drop['stage']}: [bold]{_plain(drop['reason'])}[/]. {_plain(drop['detail'])}")
+        screen.print(Panel(Text(visible(drop["raw"]) or "(nothing)"), title="what was there", title_align="left"))
 
 
 def _print_trajectory(screen: Console, row: Json) -> None:
-    screen.rule(f"trajectory {escape(row['row_id'])}")
+    screen.rule(f"trajectory {_plain(row['row_id'])}")
     _print_conversation(screen, row["prompt"])
     screen.print(
         Panel(
-            Text(row["response"]),
+            Text(visible(row["response"])),
             title=f"response ({row['response_finish']}), call {row['response_call'][:16]}",
             title_align="left",
         )
@@ -141,11 +147,13 @@ def _print_trajectory(screen: Console, row: Json) -> None:
             screen.print("  found clean; nothing changed")
             continue
         screen.print(
-            Panel(Text(one["critique"]), title=f"critique, call {one['critique_call'][:16]}", title_align="left")
+            Panel(
+                Text(visible(one["critique"])), title=f"critique, call {one['critique_call'][:16]}", title_align="left"
+            )
         )
         screen.print(
             Panel(
-                word_diff(answer, one["revision"]),
+                word_diff(visible(answer), visible(one["revision"])),
                 title=f"revision ({one['finish']}), call {one['revision_call'][:16]}",
                 title_align="left",
             )
@@ -155,19 +163,23 @@ def _print_trajectory(screen: Console, row: Json) -> None:
         else:
             answer = one["revision"]
     screen.print(
-        Panel(Text(row["final"]), title="final, changed" if row["changed"] else "final, unchanged", title_align="left")
+        Panel(
+            Text(visible(row["final"])),
+            title="final, changed" if row["changed"] else "final, unchanged",
+            title_align="left",
+        )
     )
     screen.print(
-        f"generator {escape(row['model'])}, critic {escape(row['critic'])}, reviser {escape(row['reviser'])}, "
-        f"seed {row['seed']}\nconstitution {escape(row['constitution'])} {row['constitution_sha'][:16]}, "
-        f"templates {row['templates_sha'][:16]}, from {escape(row['source'])}\n"
+        f"generator {_plain(row['model'])}, critic {_plain(row['critic'])}, reviser {_plain(row['reviser'])}, "
+        f"seed {row['seed']}\nconstitution {_plain(row['constitution'])} {row['constitution_sha'][:16]}, "
+        f"templates {row['templates_sha'][:16]}, from {_plain(row['source'])}\n"
         f"{row['prompt_tokens']} prompt tokens ({row['cached_tokens']} cached), {row['completion_tokens']} generated"
     )
 
 
 def _print_conversation(screen: Console, prompt: list[Json]) -> None:
     for message in prompt:
-        screen.print(Text.assemble((f"{message['role']}: ", "bold cyan"), message["content"]))
+        screen.print(Text.assemble((f"{message['role']}: ", "bold cyan"), visible(message["content"])))
 
 
 def word_diff(before: str, after: str) -> Text:
@@ -186,9 +198,9 @@ def word_diff(before: str, after: str) -> Text:
 def print_constitution(constitution: Constitution) -> None:
     """A constitution to be read from top to bottom."""
     screen = console()
-    screen.rule(f"[bold]{escape(constitution.name)}[/] {escape(constitution.version)}")
+    screen.rule(f"[bold]{_plain(constitution.name)}[/] {_plain(constitution.version)}")
     screen.print(Text(constitution.description))
-    screen.print(f"{escape(str(constitution.path))}, sha256 {constitution.sha}\n")
+    screen.print(f"{_plain(str(constitution.path))}, sha256 {constitution.sha}\n")
     for number, principle in enumerate(constitution.principles, start=1):
         screen.print(
             Text.assemble(
@@ -216,12 +228,16 @@ def _before_after(number: int, row: Json) -> Panel:
         body.append_text(Text.assemble(("after  ", "bold green"), _short(row["final"], 500)))
     else:
         body.append("after  ", style="bold green").append("(unchanged)")
-    return Panel(body, title=f"example {number}: {escape(row['row_id'])}", title_align="left")
+    return Panel(body, title=f"example {number}: {_plain(row['row_id'])}", title_align="left")
 
 
 def _short(text: str, limit: int) -> str:
-    flat = " ".join(text.split())
+    flat = visible(" ".join(text.split()))
     return flat if len(flat) <= limit else flat[: limit - 4] + " ..."
+
+
+def _plain(text: str) -> str:
+    return escape(visible(text))
 
 
 def _reasons(reasons: dict[str, int]) -> str:

@@ -22,6 +22,11 @@ def _switch(value: object) -> object:
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
+def _list(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Several = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_list)]
 Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
 Name = Annotated[str, Field(min_length=1)]
 Temperature = Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)]
@@ -43,7 +48,7 @@ NOT_COMPARED = frozenset(
 class GenerateSettings(BaseModel):
     """Answer prompts with a model: K responses per prompt."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     prompts: Name = Field(description="Prompts: a .jsonl, .parquet or .csv file, or datasets:NAME[:CONFIG]:SPLIT.")
     out: Name = Field(description="Folder of the run. The same command with the same folder goes on where it stopped.")
@@ -53,7 +58,7 @@ class GenerateSettings(BaseModel):
     engine: Literal["auto", "transformers", "server", "scripted"] = Field(
         default="auto", description="What runs the model; auto: a server if --endpoint is given, else transformers."
     )
-    endpoint: tuple[str, ...] = Field(
+    endpoint: Several = Field(
         default=(), description="Address of an OpenAI-compatible server; may be given several times."
     )
     limit: int | None = Field(default=None, ge=1, description="Read only so many prompts.")
@@ -68,7 +73,7 @@ class GenerateSettings(BaseModel):
         default=None, description="Folder with templates that come before ./prompts and the shipped ones."
     )
     strict: bool = Field(default=False, description="A record that cannot be used is an error instead of a drop.")
-    reuse: tuple[str, ...] = Field(
+    reuse: Several = Field(
         default=(), description="Folder of another run whose finished calls may be used; may be given several times."
     )
     shard_rows: int = Field(default=256, ge=1, le=100_000, description="Prompts in one Parquet file.")
@@ -140,13 +145,9 @@ class ReviseSettings(GenerateSettings):
     revision_temperature: Temperature = Field(default=0.7, description="Temperature of the revision.")
     revision_max_tokens: Tokens = Field(default=512, description="Token limit of the revision.")
     critic: str | None = Field(default=None, description="Model for gate and critique; default: the generator.")
-    critic_endpoint: tuple[str, ...] = Field(
-        default=(), description="Server of the critic; may be given several times."
-    )
+    critic_endpoint: Several = Field(default=(), description="Server of the critic; may be given several times.")
     reviser: str | None = Field(default=None, description="Model for the revision; default: the generator.")
-    reviser_endpoint: tuple[str, ...] = Field(
-        default=(), description="Server of the reviser; may be given several times."
-    )
+    reviser_endpoint: Several = Field(default=(), description="Server of the reviser; may be given several times.")
 
     def method(self) -> Method:
         return Method(
@@ -199,9 +200,16 @@ def _read_config(config: str) -> tuple[Path, dict[str, Any], dict[str, int]]:
     try:
         text = path.read_text(encoding="utf-8")
         data, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         brief = " ".join(str(error).split())
         raise BadInput(str(path), f"text that is not YAML ({brief})", "a YAML file of settings", "Mend it.") from error
     if not isinstance(data, dict) or not isinstance(node, yaml.MappingNode):
         raise BadInput(str(path), "no settings", "lines such as 'rounds: 2'", "See flows/recipes/demo.yaml.")
-    return path, data, {key.value: key.start_mark.line + 1 for key, _ in node.value}
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            found = f"the setting '{key.value}' a second time"
+            raise BadInput(f"{path}:{line}", found, "each setting once", "Remove one of them.")
+        lines[key.value] = line
+    return path, data, lines

@@ -56,7 +56,8 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
                 continue
             place = f"{path.name}:{number}"
             try:
-                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                record = json.loads(text, object_pairs_hook=_each_key_once)
             except (ValueError, RecursionError) as error:
                 yield place, Unreadable(f"no JSON ({error})", line[:2000].decode("utf-8", "replace"))
                 continue
@@ -66,11 +67,21 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
                 yield place, Unreadable(f"JSON of the type {kind_of(record)}", line[:2000].decode("utf-8", "replace"))
 
 
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError("a key that stands twice")
+    return record
+
+
 def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
     csv.field_size_limit(1 << 30)
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
+        # strict: a stray or unclosed quote is an error, not a guess at what was meant.
+        reader = csv.DictReader(file, strict=True)
         try:
+            if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
+                raise BadInput(f"{path}:1", "a column name twice", "each column once", "Rename one of them.")
             for record in reader:
                 place = f"{path.name}:{reader.line_num}"
                 if None in record or None in record.values():
@@ -80,7 +91,8 @@ def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
                         Unreadable(f"a line that has not {columns} columns", json.dumps(record, default=str)[:2000]),
                     )
                 else:
-                    yield place, dict(record)
+                    # An empty cell is the only way in which CSV can leave an id out.
+                    yield place, {name: value for name, value in record.items() if name != "id" or value}
         except csv.Error as error:
             raise BadInput(f"{path}:{reader.line_num}", str(error), "CSV", "Mend that line.") from error
 
@@ -92,12 +104,19 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
         raise BadInput(
             str(path), f"no Parquet file ({error})", "a Parquet file", "Check how it was written."
         ) from error
+    if len(set(file.schema_arrow.names)) < len(file.schema_arrow.names):
+        raise BadInput(str(path), "a column name twice", "each column once", "Rename one of them.")
+    number = 0
     with file:
-        number = 0
-        for batch in file.iter_batches(batch_size=1024):
-            for record in batch.to_pylist():
-                number += 1
-                yield f"{path.name}:{number}", record
+        try:
+            for batch in file.iter_batches(batch_size=1024):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"{path.name}:{number}", record
+        except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
+            brief = " ".join(str(error).split())[:200]
+            found = f"rows after {number} that cannot be read ({brief})"
+            raise BadInput(str(path), found, "a sound Parquet file", "Check how it was written.") from error
 
 
 def _datasets(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:

@@ -4,6 +4,7 @@ The order is the same in each: read all that a person may have got wrong, then f
 the engines if anything is, and only then write.
 """
 
+import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
@@ -17,7 +18,7 @@ from typing import Any
 from cai.audit import TABLES, cost, count_stage
 from cai.constitution import load_constitution
 from cai.engines import Engine, Spec, open_engine
-from cai.errors import BadInput
+from cai.errors import BadInput, CheckFailed
 from cai.ids import digest
 from cai.inputs import Chunk, Prompts
 from cai.journal import OtherRuns, Tally
@@ -53,7 +54,7 @@ async def revise_stage(settings: ReviseSettings, watch: Watch) -> Outcome:
     """Answer, criticise and revise. Raises BadInput, EngineGaveUp."""
     prompts = _prompts("revise", settings)
     constitution = load_constitution(settings.constitution)
-    templates = load_templates(settings.templates, few_shot=settings.few_shot == "on")
+    templates = load_templates(settings.templates, settings.few_shot == "on", constitution.principles)
     specs = {
         "generator": settings.spec(),
         "critic": settings.spec(settings.critic, settings.critic_endpoint),
@@ -96,38 +97,51 @@ def _open(specs: Iterable[Spec]) -> dict[Spec, Engine]:
 async def _run(stage: _Stage, prompts: Prompts, work: Work, watch: Watch) -> Outcome:
     settings, table = stage.settings, TABLES[stage.name]
     belongs = stage.belongs()
-    settings_sha = digest(belongs)
+    begun = time.monotonic()
     with Run(Path(settings.out)) as run:
         _refuse_other_settings(run, stage.name, belongs, settings.out)
-        plan = _plan(run, stage.name, table, settings_sha, prompts, settings.shard_rows)
-        others = OtherRuns([Path(other) for other in settings.reuse]) if settings.reuse and plan.open_chunks else None
+        plan = await _plan(run, stage.name, table, digest(belongs), prompts, settings.shard_rows)
+        tally = Tally()
         watch.begin(stage.name, plan.rows, plan.finished_rows)
-        tally, begun, started = Tally(), time.monotonic(), datetime.now(UTC)
-        if plan.open_chunks:
-            async with AsyncExitStack() as engines:
-                for engine in dict.fromkeys(stage.roles.values()):
-                    await engines.enter_async_context(engine)
-                run.belong(stage.name, belongs, stage.copies)
-                run.write_manifest(stage.name, None)
-                in_flight = settings.rows_in_flight or 2 * max(engine.slots for engine in stage.roles.values())
-                chunks = _still_to_do(prompts, settings.shard_rows, plan.open_chunks)
-                try:
-                    await run_chunks(
-                        run, stage.name, table, chunks, work, settings_sha, in_flight, tally, others, watch
-                    )
-                finally:
-                    seconds = round(time.monotonic() - begun, 3)
-                    run.add_session(
-                        {
-                            "stage": stage.name,
-                            "started": started.isoformat(timespec="seconds"),
-                            "seconds": seconds,
-                            **asdict(tally),
-                        }
-                    )
+        try:
+            if plan.open_chunks:
+                await _work_through(run, stage, plan, prompts, work, tally, watch)
+        finally:
+            watch.end()
         if plan.open_chunks or stage.name not in run.manifest():
             run.write_manifest(stage.name, _manifest_entry(run, stage, table, plan, belongs))
-        return Outcome(run.manifest()[stage.name], tally, time.monotonic() - begun)
+        outcome = Outcome(run.manifest()[stage.name], tally, time.monotonic() - begun)
+    counts = outcome.entry["counts"]
+    if counts["kept"] == 0:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in counts["dropped_by_reason"].items())
+        raise CheckFailed(
+            f"{settings.out}: none of {counts['read']} rows was kept ({reasons}). See its drops with cai show."
+        )
+    return outcome
+
+
+async def _work_through(
+    run: Run, stage: _Stage, plan: "_Plan", prompts: Prompts, work: Work, tally: Tally, watch: Watch
+) -> None:
+    """Open the engines, write down what the run belongs to, and make the shards that are not there yet."""
+    settings, table = stage.settings, TABLES[stage.name]
+    begun, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    others = OtherRuns([Path(other) for other in settings.reuse]) if settings.reuse else None
+    for place in others.damaged if others is not None else ():
+        watch.say(f"{place} is damaged and passed over.")
+    async with AsyncExitStack() as engines:
+        for engine in dict.fromkeys(stage.roles.values()):
+            await engines.enter_async_context(engine)
+        run.belong(stage.name, stage.belongs(), stage.copies)
+        run.write_manifest(stage.name, None)
+        in_flight = settings.rows_in_flight or 2 * max(engine.slots for engine in stage.roles.values())
+        chunks = _still_to_do(prompts, settings.shard_rows, plan.open_chunks)
+        settings_sha = digest(stage.belongs())
+        try:
+            await run_chunks(run, stage.name, table, chunks, work, settings_sha, in_flight, tally, others, watch)
+        finally:
+            seconds = round(time.monotonic() - begun, 3)
+            run.add_session({"stage": stage.name, "started": started, "seconds": seconds, **asdict(tally)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +152,14 @@ class _Plan:
     prompts_sha: str
 
 
-def _plan(run: Run, stage: str, table: str, settings_sha: str, prompts: Prompts, shard_rows: int) -> _Plan:
+async def _plan(run: Run, stage: str, table: str, settings_sha: str, prompts: Prompts, shard_rows: int) -> _Plan:
     """Read the whole input once and compare it with the shards that are there, before anything is written or asked."""
     rows, finished_rows, good = 0, 0, 0
     open_chunks: dict[int, str] = {}
     shas: list[str] = []
     first_drop: Drop | None = None
     for chunk in prompts.chunks(shard_rows):
+        await asyncio.sleep(0)  # so that a signal is heeded also in a long source
         drops = [item for item in chunk.items if isinstance(item, Drop)]
         first_drop = first_drop or next(iter(drops), None)
         rows, good = rows + len(chunk.items), good + len(chunk.items) - len(drops)
@@ -180,11 +195,15 @@ def _too_few(spec: str, rows: int) -> BadInput:
 
 
 def _still_to_do(prompts: Prompts, shard_rows: int, open_chunks: Mapping[int, str]) -> Iterator[Chunk]:
+    seen = 0
     for chunk in prompts.chunks(shard_rows):
         if chunk.index in open_chunks:
             if chunk.sha != open_chunks[chunk.index]:
                 raise BadInput(prompts.spec, "other rows than a moment ago", "a source that stands still", "Run again.")
             yield chunk
+            seen += 1
+    if seen < len(open_chunks):
+        raise BadInput(prompts.spec, "fewer rows than a moment ago", "a source that stands still", "Run again.")
 
 
 def _refuse_other_settings(run: Run, stage: str, belongs: Json, out: str) -> None:
@@ -212,6 +231,9 @@ def _flat(belongs: Json) -> dict[str, Any]:
 
 
 def _manifest_entry(run: Run, stage: _Stage, table: str, plan: _Plan, belongs: Json) -> Json:
+    counts = count_stage(run, stage.name)
+    if counts["read"] != plan.rows:
+        raise AssertionError(f"{plan.rows} rows were read, but {counts['read']} are kept or dropped")
     libraries = {"cai": version("cai"), "pyarrow": version("pyarrow")}
     for engine in stage.roles.values():
         libraries |= engine.versions()
@@ -224,7 +246,7 @@ def _manifest_entry(run: Run, stage: _Stage, table: str, plan: _Plan, belongs: J
             "sha": plan.prompts_sha,
         },
         "versions": libraries,
-        "counts": count_stage(run, stage.name),
+        "counts": counts,
         "cost": cost(run.sessions(stage.name)),
         "files": run.files(stage.name, table),
     }

@@ -5,7 +5,7 @@
     RUN/journal/part-00000.jsonl          the finished calls of that shard's rows
     RUN/inputs/revise/                    the constitution and the templates as the stage used them
     RUN/settings.json                     what the run belongs to, by stage; written first
-    RUN/sessions.jsonl                    one line for each time a command worked on the run
+    RUN/sessions.jsonl                    one line for each time a command worked on the run and could say so
     RUN/manifest.json                     files, digests, counts, tokens, times; written last
 
 A shard is written beside its name, synced and renamed, its drops before it; so a finished name means a finished file,
@@ -13,6 +13,7 @@ and a shard whose rows are there has its drops. The footer of a shard holds the 
 settings.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -89,9 +90,10 @@ class Run:
         if self.folder.exists() and not self.folder.is_dir():
             raise BadInput(f"--out {self.folder}", "a file", "a folder", "Choose another --out.")
         names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set[str]()
-        if names - {".lock"} and "settings.json" not in names:
+        if "settings.json" not in names and any(not name.startswith(".") for name in names):
             found, expected = "a folder with other files", "a run or an empty folder"
             raise BadInput(f"--out {self.folder}", found, expected, "Choose another --out.")
+        self._made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -105,6 +107,8 @@ class Run:
         try:
             # The kernel lets go of the lock when the process ends, however it ends: there are no stale ones.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(self._lock), os.stat(self.folder / ".lock")):
+                raise BlockingIOError  # another process has just removed the folder that was empty
         except OSError:
             pid = os.pread(self._lock, 32, 0).decode() or "unknown"
             os.close(self._lock)
@@ -121,8 +125,9 @@ class Run:
     def __exit__(self, *_: object) -> None:
         if not (self.folder / "settings.json").exists():  # nothing came of it: leave nothing behind
             (self.folder / ".lock").unlink()
-            if not any(self.folder.iterdir()):
-                self.folder.rmdir()
+            with contextlib.suppress(OSError):  # a folder that somebody else has put something into stays
+                for folder in self._made:
+                    folder.rmdir()
         os.close(self._lock)
 
     # What the run belongs to
@@ -132,12 +137,12 @@ class Run:
         return read_json(self.folder / "settings.json") if (self.folder / "settings.json").exists() else {}
 
     def belong(self, stage: str, belongs: Json, copies: Mapping[str, str]) -> None:
-        """Write down what a stage belongs to, with copies of the texts it uses, before its first row."""
+        """Write down what a stage belongs to, then copies of the texts it uses, before its first row."""
+        write_atomically(self.folder / "settings.json", _dump(self.settings() | {stage: belongs}))
         folder = self.folder / "inputs" / stage
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in copies.items():
             write_atomically(folder / name, text.encode("utf-8"))
-        write_atomically(self.folder / "settings.json", _dump(self.settings() | {stage: belongs}))
 
     # Shards
 
@@ -156,9 +161,7 @@ class Run:
             said = json.loads((pq.read_schema(path).metadata or {})[b"cai"])
             mark = ShardMark(said["settings_sha"], tuple(said["inputs"]), said["dropped"])
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-            raise BadInput(
-                str(path), f"a damaged shard ({error})", "what cai wrote", "Remove it; its calls are in the journal."
-            ) from error
+            raise _damaged(path, error) from error
         return mark if not mark.dropped or self.drops(stage, index).exists() else None
 
     def write_shard(
@@ -175,18 +178,22 @@ class Run:
 
     def finished_shards(self, table: str) -> list[int]:
         """The numbers of the shards of a table that are there."""
-        return sorted(int(path.stem.removeprefix("part-")) for path in (self.folder / table).glob("part-*.parquet"))
+        return sorted(
+            int(path.stem.removeprefix("part-")) for path in (self.folder / table).glob("part-[0-9]*.parquet")
+        )
 
     # Sessions and manifest
 
     def add_session(self, session: Json) -> None:
+        # A line of its own, also behind one that a killed process has torn.
         with (self.folder / "sessions.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(session) + "\n")
+            file.write("\n" + json.dumps(session) + "\n")
 
     def sessions(self, stage: str) -> list[Json]:
         path = self.folder / "sessions.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [session for line in lines if (session := json.loads(line))["stage"] == stage]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        sessions = [_session(line) for line in lines if line]
+        return [session for session in sessions if session is not None and session["stage"] == stage]
 
     def manifest(self) -> dict[str, Json]:
         """The manifest by stage; empty if no stage has finished."""
@@ -236,18 +243,41 @@ def open_run(folder: str) -> Run:
 
 def read_json(path: Path) -> Json:
     """A JSON file of a run. Raises BadInput if it is damaged."""
+    remedy = "Restore it, or remove it and run again."
     try:
-        return json.loads(path.read_bytes())
+        value: Any = json.loads(path.read_bytes())
     except ValueError as error:
-        raise BadInput(
-            str(path), f"a damaged file ({error})", "what cai wrote", "Restore it, or remove it and run again."
-        ) from error
+        raise BadInput(str(path), f"a damaged file ({error})", "what cai wrote", remedy) from error
+    if not isinstance(value, dict):
+        raise BadInput(str(path), "a damaged file", "what cai wrote", remedy)
+    return value
+
+
+def _session(line: str) -> Json | None:
+    try:
+        session: Any = json.loads(line)
+    except ValueError:
+        return None
+    return session if isinstance(session, dict) and "stage" in session else None
+
+
+def _damaged(path: Path, error: Exception) -> BadInput:
+    brief = " ".join(str(error).split())[:200]
+    return BadInput(
+        str(path),
+        f"a damaged shard ({brief})",
+        "what cai wrote",
+        "Remove it and run again; its calls are in the journal.",
+    )
 
 
 def _read(path: Path, columns: list[str] | None) -> Iterator[Json]:
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=256, columns=columns):
-            yield from batch.to_pylist()
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256, columns=columns):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise _damaged(path, error) from error
 
 
 def _write(path: Path, table: Any) -> None:

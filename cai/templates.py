@@ -5,8 +5,9 @@ from people and from models goes in as values and is never rendered as a templat
 `fence` puts it between two lines that the text itself cannot contain.
 """
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +31,8 @@ VARIABLES: dict[str, frozenset[str]] = {
     "critique": frozenset({"principle", "examples"}),
     "revise": frozenset({"principle", "examples"}),
 }
-EXAMPLE_FILES = ("gate", "critique", "revise")
+# The few-shot files, and what each of their examples must have beside question, answer, principle and broken.
+EXAMPLES_NEED: dict[str, tuple[str, ...]] = {"gate": (), "critique": ("critique",), "revise": ("critique", "revision")}
 
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -66,33 +68,43 @@ class Templates:
         return self.compiled[name].render({key: values[key] for key in VARIABLES[name]}).strip()
 
 
-def load_templates(folder: str | None, few_shot: bool) -> Templates:
+def load_templates(folder: str | None, few_shot: bool, principles: Sequence[Principle] = ()) -> Templates:
     """Load every template and, with `few_shot`, its examples.
 
-    A file is taken from `folder` if it is there, else from ./prompts, else from those that are shipped. Raises BadInput
-    with file and line for a syntax error, an undefined variable, or a few-shot file that does not fit its schema.
+    A file is taken from `folder` if it is there, else from ./prompts, else from those that are shipped. Each template
+    is rendered once with each of `principles`, so that its faults are found before a model runs. Raises BadInput, with
+    file and line where there is one, for a syntax error, an undefined variable, a template that renders to nothing, a
+    file that no template has, or a few-shot file that does not fit its schema.
     """
-    if folder is not None and not Path(folder).is_dir():
-        raise BadInput(
-            folder, "no such folder", "a folder with *.jinja files", "Leave --templates out for the shipped ones."
-        )
+    if folder is not None:
+        _check_folder(Path(folder))
     environment = _environment()
     paths = {f"{name}.jinja": _path(folder, name, ".jinja") for name in VARIABLES}
     if few_shot:
-        paths |= {f"{name}.examples.yaml": _path(folder, name, ".examples.yaml") for name in EXAMPLE_FILES}
+        paths |= {f"{name}.examples.yaml": _path(folder, name, ".examples.yaml") for name in EXAMPLES_NEED}
     texts = {name: _read(path) for name, path in paths.items()}
-    compiled = {
-        name: _compile(environment, paths[f"{name}.jinja"], texts[f"{name}.jinja"], VARIABLES[name])
-        for name in VARIABLES
-    }
-    examples = {
-        name: _examples(paths[f"{name}.examples.yaml"], texts[f"{name}.examples.yaml"])
-        for name in EXAMPLE_FILES
-        if few_shot
-    }
+    compiled = {name: _compile(environment, name, paths[f"{name}.jinja"], texts[f"{name}.jinja"]) for name in VARIABLES}
+    files = [(name, f"{name}.examples.yaml") for name in EXAMPLES_NEED if few_shot]
+    examples = {name: _examples(paths[file], texts[file], EXAMPLES_NEED[name]) for name, file in files}
     templates = Templates(compiled, examples, texts, paths, digest(texts))
-    _try_each(templates)
+    for principle in principles:
+        _try_each(templates, principle)
     return templates
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        remedy = "Leave --templates out for the shipped ones."
+        raise BadInput(str(folder), "no such folder", "a folder with *.jinja files", remedy)
+    known = [f"{name}.jinja" for name in VARIABLES] + [f"{name}.examples.yaml" for name in EXAMPLES_NEED]
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in (".jinja", ".yaml"))
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            remedy = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}."
+            raise BadInput(str(folder / name), "a file that no template has", "a known name", remedy)
+    if not names:
+        raise BadInput(str(folder), "no template", f"at least one of {', '.join(known)}", "Leave --templates out.")
 
 
 def fence(text: str) -> str:
@@ -125,7 +137,8 @@ def _read(path: Path) -> str:
         raise BadInput(str(path), f"a file that cannot be read ({error})", "UTF-8 text", "Check the file.") from error
 
 
-def _compile(environment: jinja2.Environment, path: Path, text: str, allowed: frozenset[str]) -> jinja2.Template:
+def _compile(environment: jinja2.Environment, name: str, path: Path, text: str) -> jinja2.Template:
+    allowed = VARIABLES[name]
     try:
         tree = environment.parse(text)
         undeclared = meta.find_undeclared_variables(tree) - allowed
@@ -146,17 +159,17 @@ def _compile(environment: jinja2.Environment, path: Path, text: str, allowed: fr
         ) from error
 
 
-def _try_each(templates: Templates) -> None:
-    """Render each template once, so that a misspelt attribute (`principle.statment`) is found before a model runs."""
-    words = dict.fromkeys(("statement", "rationale", "critique", "revision", "comparison"), "x")
-    principle = Principle(id="x", **words)
+def _try_each(templates: Templates, principle: Principle) -> None:
     for name in VARIABLES:
+        path = templates.paths[f"{name}.jinja"]
         try:
-            templates.render(name, principle)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            path = templates.paths[f"{name}.jinja"]
+            text = templates.render(name, principle)
+        except Exception as error:  # a template is a small program, and may fail in any way
             place = f"{path}:{_line_in(error) or 1}"
-            raise BadInput(place, str(error), "a template that renders", "Mend that line.") from error
+            found = f"{error or type(error).__name__} (for the principle '{principle.id}')"
+            raise BadInput(place, found, "a template that renders", "Mend that line.") from error
+        if not text and name != "respond":
+            raise BadInput(str(path), "a template that renders to nothing", "a request to the model", "Write it.")
 
 
 def _line_in(error: BaseException) -> int | None:
@@ -169,16 +182,19 @@ def _line_in(error: BaseException) -> int | None:
     return line
 
 
-def _examples(path: Path, text: str) -> tuple[FewShot, ...]:
+def _examples(path: Path, text: str, needs: Sequence[str]) -> tuple[FewShot, ...]:
     try:
-        return TypeAdapter(tuple[FewShot, ...]).validate_python(tuple(yaml.safe_load(text)))
+        examples = TypeAdapter(tuple[FewShot, ...]).validate_python(tuple(yaml.safe_load(text)))
     except ValidationError as error:
         one = error.errors()[0]
         where = ".".join(str(part) for part in one["loc"])
-        raise BadInput(
-            str(path), f"{one['msg']} at '{where}'", "a list of worked examples", "See the shipped file."
-        ) from error
-    except (yaml.YAMLError, TypeError) as error:
-        raise BadInput(
-            str(path), f"text that is not a YAML list ({error})", "a list of worked examples", "See the shipped file."
-        ) from error
+        found = f"{one['msg']} at '{where}'"
+        raise BadInput(str(path), found, "a list of worked examples", "See the shipped file.") from error
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        found = f"text that is not a YAML list ({error})"
+        raise BadInput(str(path), found, "a list of worked examples", "See the shipped file.") from error
+    for number, example in enumerate(examples):
+        for need in needs:
+            if getattr(example, need) is None:
+                raise BadInput(str(path), f"no '{need}' in example {number}", "one in each example", "Write it.")
+    return examples

@@ -80,6 +80,9 @@ class FlowWatch:
         self._log.info("%s: %d rows kept, %d dropped; %d of %d rows done", path, rows, drops, self._done, self._rows)
         self._pending.append(asyncio.ensure_future(self._update(100 * self._done / self._rows)))
 
+    def end(self) -> None:
+        return None
+
     def say(self, sentence: str) -> None:
         self._log.info(sentence)
 

@@ -32,6 +32,9 @@ class Quiet:
     def shard(self, path: Path, rows: int, drops: int) -> None:
         self.shards.append(path)
 
+    def end(self) -> None:
+        self.ended = True
+
     def say(self, sentence: str) -> None:
         self.said.append(sentence)
 

@@ -76,6 +76,13 @@ def test_show_tells_a_rows_story_with_model_text_as_text(finished: Path):
     assert row["row_id"] == "r3" and row["rounds"][0]["gate_call"]
 
 
+def test_what_a_prompt_says_does_not_drive_the_terminal(tmp_path: Path):
+    path = write_jsonl(tmp_path / "p.jsonl", [{"id": "a", "prompt": "\x1b]0;title\x07 \x1b[2J clear"}])
+    done = cai("revise", path, "--engine", "scripted", "--out", tmp_path / "run")
+    shown = cai("show", tmp_path / "run", "a")
+    assert "\x1b" not in done.stdout + shown.stdout and "\\x1b]0;title" in shown.stdout
+
+
 def test_show_tells_why_a_row_was_dropped(tmp_path: Path):
     path = write_jsonl(tmp_path / "p.jsonl", [{"id": "a", "prompt": "x"}, {"id": "b", "prompt": ""}])
     cai("revise", path, "--engine", "scripted", "--out", tmp_path / "run")

@@ -55,6 +55,8 @@ MISTAKES = {
     "no principles": (GOOD[: GOOD.index("  - id")].replace("principles:", "principles: []"), 4, "at least 1 item"),
     "text that is not YAML": (GOOD + "  : : [", 11, "Mend that line"),
     "an empty file": ("", 1, "dictionary"),
+    "half a character": (GOOD.replace("Make it kind.", '"\\ud800"'), 9, "valid string"),
+    "a merged key": (GOOD.replace("  - id", "  - &one\n    id") + "  - <<: *one\n", 12, "'kind' again"),
 }
 
 
@@ -101,3 +103,9 @@ def test_the_published_schema_is_the_one_in_use_and_fits_the_shipped_constitutio
         jsonschema.validate(yaml.safe_load(path.read_text()), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(yaml.safe_load(GOOD) | {"nmae": "x"}, schema)
+
+
+@pytest.mark.parametrize("text", ["name: 2024-99-99\n", "name: &a\n  x: *a\n"])
+def test_yaml_that_cannot_be_built_is_bad_input(tmp_path: Path, text: str):
+    with pytest.raises(BadInput):
+        load_constitution(str(written(tmp_path, text)))

@@ -97,6 +97,8 @@ def test_the_published_protocol_is_what_the_paper_did():
         ("seed: 1\nrounds: 9\n", 2, "less than or equal to 8"),
         ("rounds: two\n", 1, "'two' for 'rounds'"),
         ("gate: perhaps\n", 1, "'on' or 'off'"),
+        ("rounds: yes\n", 1, "valid integer"),
+        ("rounds: 2\nseed: 1\nrounds: 3\n", 3, "a second time"),
     ],
 )
 def test_a_mistake_in_a_settings_file_is_named_with_its_line(tmp_path: Path, text: str, line: int, words: str):
@@ -124,6 +126,9 @@ def test_options_come_before_the_file_and_yaml_words_for_switches_are_understood
     (tmp_path / "mine.yaml").write_text("prompts: p\nout: o\nrounds: 3\nseed: 4\ngate: off\nfew_shot: no\n")
     settings = load_settings(ReviseSettings, str(tmp_path / "mine.yaml"), {"rounds": 1})
     assert (settings.rounds, settings.seed, settings.gate, settings.few_shot) == (1, 4, "off", "off")
+    (tmp_path / "mine.yaml").write_text("prompts: p\nout: o\nendpoint: http://x\nreuse: [a, b]\n")
+    settings = load_settings(ReviseSettings, str(tmp_path / "mine.yaml"), {})
+    assert (settings.endpoint, settings.reuse) == (("http://x",), ("a", "b"))
 
 
 def test_the_nightly_deployment_uses_parameters_that_exist():

@@ -63,7 +63,7 @@ def test_messages_in_parquet_may_carry_empty_extra_fields(tmp_path: Path):
 
 
 BAD = {
-    "not_readable": ['{"prompt": "x"', "[1]", "7", "\xff\xfe"],
+    "not_readable": ['{"prompt": "x"', "[1]", "7", "\xff\xfe", '{"prompt": "x", "prompt": "y"}'],
     "no_prompt": [{"id": "a", "prompt": None}],
     "bad_prompt": [
         {"prompt": 5},
@@ -119,6 +119,26 @@ def test_an_id_made_from_the_conversation_survives_new_records_before_it(tmp_pat
     assert len({row.row_id for row in new}) == 4
 
 
+def test_an_id_that_another_prompts_sample_would_have_is_dropped(tmp_path: Path):
+    items = read(
+        write_jsonl(tmp_path / "p.jsonl", [{"id": "q", "prompt": "x"}, {"id": "q~1", "prompt": "y"}]), samples=2
+    )
+    assert [type(item).__name__ for item in items] == ["Row", "Row", "Drop"]
+
+
+def test_an_empty_id_in_csv_is_none(tmp_path: Path):
+    (tmp_path / "p.csv").write_text("id,prompt\n,x\nb,y\n")
+    first, second = rows(tmp_path / "p.csv")
+    assert len(first.row_id) == 16 and second.row_id == "b"
+
+
+def test_a_faulty_text_in_a_reason_is_spelled_out(tmp_path: Path):
+    record = {"prompt": [{"role": "user", "content": "x", "\ud800": "y"}]}
+    _, drop = read(write_jsonl(tmp_path / "p.jsonl", [{"prompt": "good"}, record]))
+    assert isinstance(drop, Drop) and "\\ud800" in drop.detail
+    drop.detail.encode()
+
+
 def test_samples_share_their_prompt_and_keep_the_first_id(tmp_path: Path):
     made = rows(write_jsonl(tmp_path / "p.jsonl", [{"id": "a", "prompt": "x"}, {"id": "b", "prompt": "y"}]), samples=3)
     assert [row.row_id for row in made] == ["a", "a~1", "a~2", "b", "b~1", "b~2"]
@@ -157,6 +177,9 @@ def test_columns_that_only_look_a_little_alike_are_carried_along(tmp_path: Path)
         ("none.jsonl", None, "no such file"),
         ("p.txt", "x", "the ending '.txt'"),
         ("p.parquet", "not parquet", "no Parquet file"),
+        ("p.csv", 'id,prompt\n1,"open quote\n2,two\n', "unexpected end of data"),
+        ("p.csv", 'id,prompt\n1,"he said "hi" there"\n', "expected after"),
+        ("p.csv", "prompt,note,note\nx,1,2\n", "a column name twice"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, name: str, content: str | None, words: str):

@@ -121,3 +121,55 @@ def test_a_call_that_fails_leaves_nothing_behind(tmp_path: Path):
     with pytest.raises(RuntimeError):
         ask(tmp_path / "j.jsonl", ScriptedEngine(fail), REQUEST)
     assert (tmp_path / "j.jsonl").read_bytes() == b""
+
+
+def test_equal_calls_at_the_same_time_are_one_call(tmp_path: Path):
+    count = 0
+
+    def answer(_: Request) -> str:
+        nonlocal count
+        count += 1
+        return f"answer {count}"
+
+    async def together() -> list[str]:
+        with Journal(tmp_path / "j.jsonl", Tally()) as journal:
+            engine = ScriptedEngine(answer, latency_seconds=0.01)
+            return [said.text for _, said in await asyncio.gather(*(journal.ask(engine, REQUEST) for _ in range(5)))]
+
+    assert asyncio.run(together()) == ["answer 1"] * 5
+
+
+def test_if_the_first_of_equal_calls_fails_the_next_one_asks(tmp_path: Path):
+    answers = iter([RuntimeError("boom"), "fine"])
+
+    def answer(_: Request) -> str:
+        said = next(answers)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    async def together() -> list[Any]:
+        with Journal(tmp_path / "j.jsonl", Tally()) as journal:
+            engine = ScriptedEngine(answer, latency_seconds=0.01)
+            return await asyncio.gather(*(journal.ask(engine, REQUEST) for _ in range(2)), return_exceptions=True)
+
+    failed, answered = asyncio.run(together())
+    assert isinstance(failed, RuntimeError) and answered[1].text == "fine"
+
+
+def test_a_closed_journal_refuses_a_late_answer(tmp_path: Path):
+    async def late() -> None:
+        with Journal(tmp_path / "j.jsonl", Tally()) as journal:
+            task = asyncio.ensure_future(journal.ask(ScriptedEngine(lambda _: "x", latency_seconds=0.01), REQUEST))
+            await asyncio.sleep(0)
+        with pytest.raises(OSError):
+            await task
+
+    asyncio.run(late())
+
+
+def test_the_first_of_two_entries_for_a_call_is_the_one(tmp_path: Path):
+    for name, text in (("a", "first"), ("b", "second")):
+        ask(tmp_path / name, ScriptedEngine(lambda _, text=text: text), REQUEST)
+    (tmp_path / "j.jsonl").write_bytes((tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes())
+    assert ask(tmp_path / "j.jsonl", Counting(), REQUEST)[0][0].text == "first"

@@ -1,5 +1,6 @@
 """The method, beside the paper. Several of these are bugs that other pipelines shipped."""
 
+import asyncio
 from collections import Counter
 from dataclasses import replace
 
@@ -230,3 +231,29 @@ async def test_samples_of_a_prompt_have_different_seeds():
     for told in (row(), replace(row(), row_id="r1~1", sample=1)):
         await generate(told, ask, roles().generator, bare, 0, method().response)
     assert ask.requests[0].seed != ask.requests[1].seed
+
+
+async def test_when_a_gate_is_refused_the_rows_other_gates_have_ended_before_the_row_has(
+    constitution: Constitution, templates: Templates
+):
+    under_way = 0
+
+    class Slow(ScriptedEngine):
+        async def complete(self, request: Request) -> Completion:
+            nonlocal under_way
+            under_way += 1
+            try:
+                if request.choices and constitution.principles[2].statement in request.messages[-1].content:
+                    raise RequestRefused("no")
+                if request.choices:
+                    await asyncio.sleep(5)
+                return await super().complete(request)
+            finally:
+                under_way -= 1
+
+    engine = Slow(script())
+    with pytest.raises(RowDropped, match="refused_by_engine"):
+        await revise(
+            row(), Recorder(), Roles(engine, engine, engine), constitution, templates, method(principles="all")
+        )
+    assert under_way == 0

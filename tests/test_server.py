@@ -46,7 +46,7 @@ class Server:
                 self.answer(status, said, headers[0] if headers else {})
 
             def answer(self, status: int, said: Any, headers: dict[str, str]) -> None:
-                data = said.encode() if isinstance(said, str) else json.dumps(said).encode()
+                data = said.encode("utf-8") if isinstance(said, str) else json.dumps(said).encode()
                 self.send_response(status)
                 kind = "text/html" if isinstance(said, str) else "application/json"
                 for name, value in {
@@ -179,12 +179,12 @@ def test_a_slow_try_is_given_up_and_asked_again(serve: Callable[..., Server]):
 def test_a_call_has_a_deadline_over_all_its_retries(serve: Callable[..., Server]):
     server = serve(lambda body, n: (500, {"error": {"message": "boom"}}, {"Retry-After": "0.2"}))
     begun = time.monotonic()
-    with pytest.raises(RequestRefused, match="no answer within 1 s"):
+    with pytest.raises(EngineGaveUp, match="no answer within 1 s"):
         ask(server.url, retries=20, deadline_seconds=1.0)
     assert time.monotonic() - begun < 5
 
 
-@pytest.mark.parametrize("status", [400, 404, 413, 422])
+@pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_request_that_the_server_refuses_is_refused_for_this_row_alone(serve: Callable[..., Server], status: int):
     server = serve(lambda body, n: (status, {"error": {"message": "maximum context length is 8192"}}))
     with pytest.raises(RequestRefused, match=f"{status}: .*maximum context length"):
@@ -192,10 +192,72 @@ def test_a_request_that_the_server_refuses_is_refused_for_this_row_alone(serve: 
     assert len(server.calls) == 1
 
 
-@pytest.mark.parametrize("said", ["<html>gateway</html>", {"choices": []}, {**chat(), "choices": []}])
-def test_a_good_status_without_a_completion_is_refused(serve: Callable[..., Server], said: Any):
-    with pytest.raises(RequestRefused, match="not a chat completion"):
-        ask(serve(lambda body, n: (200, said)).url)
+def with_message(**changes: Any) -> dict[str, Any]:
+    said = chat()
+    said["choices"][0].update(changes)
+    return said
+
+
+UNREADABLE = {
+    "HTML": "<html>gateway</html>",
+    "no choices": {**chat(), "choices": []},
+    "nothing of a completion": {"choices": []},
+    "no message": with_message(message=None),
+    "a number for content": with_message(message={"role": "assistant", "content": 5}),
+    "a list for content": with_message(message={"role": "assistant", "content": ["x"]}),
+    "half a surrogate pair": with_message(message={"role": "assistant", "content": "\ud83d"}),
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_an_answer_that_cannot_be_read_is_asked_again_and_in_the_end_it_is_the_servers_fault(
+    serve: Callable[..., Server], what: str
+):
+    said = UNREADABLE[what]
+    good = serve(lambda body, n: (200, chat() if n > 1 else said))
+    assert ask(good.url)[0].text == "hi there"
+    with pytest.raises(EngineGaveUp, match="does not answer any more"):
+        ask(serve(lambda body, n: (200, said)).url, retries=0)
+
+
+def test_json_that_is_none_is_an_answer_that_cannot_be_read(serve: Callable[..., Server]):
+    server = serve(lambda body, n: (200, chat()) if n > 1 else (200, "{not json", {"Content-Type": "application/json"}))
+    assert ask(server.url)[0].text == "hi there"
+
+
+def test_missing_token_counts_are_zero_and_a_filtered_answer_is_refused(serve: Callable[..., Server]):
+    (answer,) = ask(serve(lambda body, n: (200, {**chat(), "usage": {"prompt_tokens": None}})).url)
+    assert (answer.text, answer.prompt_tokens, answer.completion_tokens) == ("hi there", 0, 0)
+    with pytest.raises(RequestRefused, match="content_filter"):
+        ask(serve(lambda body, n: (200, chat(finish="content_filter"))).url)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_call_that_keeps_failing_is_dropped_only_if_the_server_answers_others(
+    serve: Callable[..., Server], status: int
+):
+    def behave(body: dict[str, Any], n: int) -> Answer:
+        poison = body["messages"][-1]["content"] == "poison"
+        if poison:
+            time.sleep(0.3)
+        return (status, {"error": {"message": "boom"}}) if poison else (200, chat())
+
+    server = serve(behave)
+    poison = Request("response", "r9", (Message("user", "poison"),), Sampling(5), 0)
+
+    async def both() -> list[Any]:
+        async with open_engine(Spec("auto", "m", (server.url,), retries=0)) as engine:
+            return await asyncio.gather(engine.complete(poison), engine.complete(REQUEST), return_exceptions=True)
+
+    failed, answered = asyncio.run(both())
+    assert isinstance(failed, RequestRefused) and isinstance(answered, Completion)
+    with pytest.raises(EngineGaveUp):
+        ask(server.url, requests=(poison,), retries=0)
+
+
+def test_a_model_that_a_server_without_a_list_does_not_know_ends_the_run(serve: Callable[..., Server]):
+    with pytest.raises(EngineGaveUp, match=r"404.*Check --model"):
+        ask(serve(lambda body, n: (404, {"error": {"message": "no such model"}})).url)
 
 
 def test_a_refused_key_ends_the_run_and_is_not_told(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch):
@@ -248,9 +310,12 @@ def test_a_gate_reads_log_probabilities_of_both_words(serve: Callable[..., Serve
     assert answer.choice_logprobs == pytest.approx((math.log(0.5), math.log(0.4)))
 
 
-def test_a_server_without_log_probabilities_is_asked_for_the_word_alone(serve: Callable[..., Server]):
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_without_log_probabilities_is_asked_for_the_word_alone(serve: Callable[..., Server], status: int):
     def behave(body: dict[str, Any], n: int) -> Answer:
-        return (400, {"error": {"message": "logprobs are not supported"}}) if "logprobs" in body else (200, chat("No"))
+        return (
+            (status, {"error": {"message": "logprobs are not supported"}}) if "logprobs" in body else (200, chat("No"))
+        )
 
     server = serve(behave)
 
@@ -266,3 +331,6 @@ def test_a_word_that_is_not_listed_is_bounded_and_none_is_made_up():
     listed = [("Yes", math.log(0.6)), ("Maybe", math.log(0.2)), ("yes", math.log(0.1))]
     assert choice_logprobs(listed, ("Yes", "No")) == pytest.approx((math.log(0.6), math.log(0.1)))
     assert choice_logprobs(listed, ("A", "B")) is None
+    assert choice_logprobs([], ("A", "B")) is None
+    first, second = choice_logprobs([("Yes", 0.0), ("x", -9999.0)], ("Yes", "No")) or (0, 0)
+    assert first == 0 and -100 < second < -50

@@ -14,7 +14,7 @@ from cai import stages
 from cai.audit import report
 from cai.engines import Request
 from cai.engines.scripted import ScriptedEngine, derived_script
-from cai.errors import BadInput, EngineGaveUp, RequestRefused
+from cai.errors import BadInput, CheckFailed, EngineGaveUp, RequestRefused
 from cai.ids import file_digest
 from cai.settings import GenerateSettings, ReviseSettings
 from cai.stages import Outcome, generate_stage, revise_stage
@@ -341,3 +341,109 @@ def test_the_report_adds_up_also_for_a_run_that_is_not_finished(
     by_round, by_principle = whole["by_round"].values(), whole["by_principle"].values()
     for name in ("applied", "found_broken", "changed"):
         assert sum(group[name] for group in by_round) == sum(group[name] for group in by_principle) > 0
+
+
+def test_a_run_that_keeps_nothing_fails_and_says_why(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(_: Request) -> str:
+        raise RequestRefused("too long")
+
+    use(monkeypatch, refuse)
+    with pytest.raises(CheckFailed, match=r"none of 20 rows was kept \(refused_by_engine 20\)"):
+        run(prompts, tmp_path / "run")
+    assert open_run(str(tmp_path / "run")).manifest()["revise"]["counts"]["dropped"] == 20
+
+
+def test_dropped_rows_are_tried_again_when_their_drops_are_removed(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse_some(request: Request) -> Any:
+        if request.row_id in ("r3", "r8"):
+            raise RequestRefused("the server kept failing")
+        return derived_script(request)
+
+    use(monkeypatch, refuse_some)
+    run(prompts, tmp_path / "run")
+    asked = use(monkeypatch, derived_script)
+    for drops in (tmp_path / "run" / "drops").iterdir():
+        drops.unlink()
+    assert run(prompts, tmp_path / "run").entry["counts"]["kept"] == 20
+    assert 0 < len(asked) <= 2 * 7
+    monkeypatch.undo()
+    run(prompts, tmp_path / "unbroken")
+    assert table_bytes(tmp_path / "run") == table_bytes(tmp_path / "unbroken")
+
+
+def test_a_source_that_shrinks_during_the_run_is_noticed(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Long enough not to lie in one buffer that was read before the file changed.
+    write_jsonl(prompts, [{"id": f"r{n}", "prompt": f"question {n} " + "x" * 20_000} for n in range(20)])
+    lines = prompts.read_text().splitlines(keepends=True)
+
+    def shrink(request: Request) -> Any:
+        prompts.write_text("".join(lines[:12]))
+        return derived_script(request)
+
+    use(monkeypatch, shrink, latency_seconds=0.001)
+    with pytest.raises(BadInput, match="a moment ago"):
+        run(prompts, tmp_path / "run", rows_in_flight=1)
+    assert not open_run(str(tmp_path / "run")).manifest()
+
+
+def test_a_renamed_source_holds_the_same_rows(prompts: Path, tmp_path: Path):
+    run(prompts, tmp_path / "run")
+    other = prompts.rename(tmp_path / "other.jsonl")
+    assert run(other, tmp_path / "run").session.asked_calls == 0
+
+
+def test_a_run_that_died_before_its_first_row_can_go_on(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "cai.store.write_atomically", lambda path, data: (_ for _ in ()).throw(OSError(28, "No space left"))
+        )
+        with pytest.raises(OSError, match="No space left"):
+            run(prompts, folder)
+    (folder / "inputs" / "revise").mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text("{}")
+    assert run(prompts, folder).entry["counts"]["kept"] == 20
+
+
+def test_a_torn_session_line_spoils_nothing(prompts: Path, tmp_path: Path):
+    run(prompts, tmp_path / "run", limit=6)
+    sessions = tmp_path / "run" / "sessions.jsonl"
+    sessions.write_text(sessions.read_text() + '{"stage": "rev')
+    run(prompts, tmp_path / "run")
+    assert report(open_run(str(tmp_path / "run")))["revise"]["read"] == 20
+
+
+@pytest.mark.parametrize("damage", ["part", "settings"])
+def test_a_damaged_run_is_named_by_every_reader(prompts: Path, tmp_path: Path, damage: str):
+    run(prompts, tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").unlink()
+    (tmp_path / "run" / "trajectories" / "part-abc.parquet").write_bytes(b"a stray file")
+    report(open_run(str(tmp_path / "run")))
+    broken = {"part": "trajectories/part-00001.parquet", "settings": "settings.json"}[damage]
+    (tmp_path / "run" / broken).write_bytes(b"[]")
+    with pytest.raises(BadInput, match="damaged"):
+        report(open_run(str(tmp_path / "run")))
+
+
+def test_failed_starts_leave_no_parent_folders(prompts: Path, tmp_path: Path):
+    path = write_jsonl(tmp_path / "bad.jsonl", [{"prompt": ""}])
+    with pytest.raises(BadInput):
+        run(path, tmp_path / "a" / "b" / "c")
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_watch_is_told_the_end_also_when_a_run_breaks_off(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def gone(_: Request) -> str:
+        raise EngineGaveUp("gone")
+
+    use(monkeypatch, gone)
+    watch = Quiet()
+    with pytest.raises(EngineGaveUp):
+        asyncio.run(revise_stage(settings(prompts, tmp_path / "run"), watch))
+    assert watch.ended

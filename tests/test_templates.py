@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -45,13 +46,17 @@ def test_few_shot_examples_appear_only_when_asked_for(constitution: Constitution
         ("{{ principle.__class__.__mro__ }}", 1, "unsafe"),
         ("{{ examples.append(1) }}", 1, "append"),
         ("{% for x in lipsum.__globals__ %}{% endfor %}", 1, "undefined variable 'lipsum'"),
+        ("x\n{{ 1 / 0 }}", 2, "division by zero"),
+        ("x\n{% if principle.id == 'privacy' %}\n{{ principle.nme }}{% endif %}", 3, "'privacy'"),
         ("\n{{ cycler.__init__.__globals__.os.popen('id').read() }}", 2, "undefined variable 'cycler'"),
     ],
 )
-def test_a_template_that_cannot_be_used_is_named_with_file_and_line(tmp_path: Path, text: str, line: int, words: str):
+def test_a_template_that_cannot_be_used_is_named_with_file_and_line(
+    tmp_path: Path, constitution: Constitution, text: str, line: int, words: str
+):
     folder = folder_with(tmp_path, gate__jinja=text)
     with pytest.raises(BadInput) as caught:
-        load_templates(folder, few_shot=False)
+        load_templates(folder, few_shot=False, principles=constitution.principles)
     assert str(caught.value).startswith(f"{tmp_path}/gate.jinja:{line}: ")
     assert words in str(caught.value)
 
@@ -94,3 +99,25 @@ def test_a_fence_cannot_be_closed_from_inside(text: str):
     assert inner.pop() == first
     assert "\n".join(inner) == text
     assert not any(line.strip().startswith(first) for line in inner)
+
+
+def test_a_template_may_use_all_that_its_principles_have(tmp_path: Path, constitution: Constitution):
+    folder = folder_with(tmp_path, gate__jinja="{{ principle.tags[0] }} {{ principle.examples[0].prompt }}?")
+    templates = load_templates(folder, few_shot=False, principles=constitution.principles)
+    assert templates.render("gate", constitution.principles[0]).startswith("violence How hard")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"critqe__jinja": "x"}, "Did you mean 'critique.jinja'?"),
+        ({"notes__txt": "x"}, "no template"),
+        ({"critique__jinja": " {# nothing #}\n"}, "renders to nothing"),
+        ({"critique__examples__yaml": "- {question: q, answer: a, principle: p, broken: true}\n"}, "no 'critique' in"),
+    ],
+)
+def test_a_folder_that_would_do_nothing_or_harm_is_refused(
+    tmp_path: Path, constitution: Constitution, files: dict[str, str], words: str
+):
+    with pytest.raises(BadInput, match=re.escape(words)):
+        load_templates(folder_with(tmp_path, **files), few_shot=True, principles=constitution.principles)

@@ -9,6 +9,7 @@ OPENAI_API_KEY only.
 import asyncio
 import math
 import os
+import random
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from types import TracebackType
@@ -21,6 +22,7 @@ from openai.types.chat import ChatCompletion
 from cai.engines import Completion, Request, Spec
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
 from cai.ids import digest
+from cai.rows import is_text
 
 # Enough to find two given words among the likeliest first tokens; more is refused by common servers.
 TOP_LOGPROBS = 20
@@ -39,6 +41,7 @@ class ServerEngine:
         self.model = f"{self._served}@server"
         self.slots = spec.slots or 64 * len(self._endpoints)
         self._logprobs = True
+        self._answered = [0] * len(self._endpoints)
 
     async def __aenter__(self) -> Self:
         self._clients = [
@@ -74,25 +77,44 @@ class ServerEngine:
 
     async def complete(self, request: Request) -> Completion:
         home = int(digest(request.row_id)[:8], 16) % len(self._clients)
-        client = self._clients[home]
+        answered_before = self._answered[home]
         try:
             async with asyncio.timeout(self._spec.deadline_seconds):
-                return await self._ask(client, request)
+                answer = await self._ask_until_read(home, request)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise EngineGaveUp(
                 f"{self._endpoints[home]} refuses the key ({error.status_code}). Set CAI_API_KEY."
             ) from error
+        except openai.NotFoundError as error:
+            if self._answered[home] == 0:
+                raise EngineGaveUp(
+                    f"{self._endpoints[home]} answers 404: {_short(error.message)}. Check --model."
+                ) from error
+            raise RequestRefused(f"the server answered 404: {_short(error.message)}") from error
         except (
             openai.APITimeoutError,
             openai.APIConnectionError,
             openai.RateLimitError,
             openai.InternalServerError,
         ) as error:
-            raise await self._verdict(home, error) from error
+            raise self._verdict(home, answered_before, error) from error
         except openai.APIStatusError as error:
             raise RequestRefused(f"the server answered {error.status_code}: {_short(error.message)}") from error
         except (TimeoutError, openai.APIError, _BadAnswer) as error:
-            raise await self._verdict(home, error) from error
+            raise self._verdict(home, answered_before, error) from error
+        self._answered[home] += 1
+        return answer
+
+    async def _ask_until_read(self, home: int, request: Request) -> Completion:
+        """Ask, and ask again where the status was good and no completion came; the client itself repeats the rest."""
+        for number in range(self._spec.retries + 1):
+            try:
+                return await self._ask(self._clients[home], request)
+            except _BadAnswer:
+                if number == self._spec.retries:
+                    raise
+                await asyncio.sleep(min(0.5 * 2**number, 8.0) * random.uniform(0.5, 1.0))
+        raise AssertionError("the last try returns or raises")
 
     async def _ask(self, client: openai.AsyncOpenAI, request: Request) -> Completion:
         if request.choices is not None and self._logprobs:
@@ -100,8 +122,8 @@ class ServerEngine:
                 return _forced(
                     await self._create(client, request, logprobs=True, top_logprobs=TOP_LOGPROBS), request.choices
                 )
-            except openai.BadRequestError:
-                # Either the request itself is refused, and then it is again, or this server has no log-probabilities.
+            except (openai.BadRequestError, openai.UnprocessableEntityError):
+                # Either the request itself is refused, and then it is again, or this server has no logprobs.
                 answer = _free(await self._create(client, request))
                 self._logprobs = False
                 return answer
@@ -112,30 +134,32 @@ class ServerEngine:
         if self._spec.send_seed and not forced and request.sampling.temperature > 0:
             options["seed"] = request.seed
         messages: Any = [{"role": message.role, "content": message.content} for message in request.messages]
-        answer: Any = await client.chat.completions.create(
-            model=self._served,
-            messages=messages,
-            max_tokens=1 if forced else request.sampling.max_tokens,
-            temperature=0.0 if forced else request.sampling.temperature,
-            top_p=1.0 if forced else request.sampling.top_p,
-            **options,
-        )
-        if not isinstance(answer, ChatCompletion) or not answer.choices:
+        try:
+            answer: Any = await client.chat.completions.create(
+                model=self._served,
+                messages=messages,
+                max_tokens=1 if forced else request.sampling.max_tokens,
+                temperature=0.0 if forced else request.sampling.temperature,
+                top_p=1.0 if forced else request.sampling.top_p,
+                **options,
+            )
+        except ValueError as error:
+            raise _BadAnswer(f"an answer that is not JSON ({error})") from error
+        if not isinstance(answer, ChatCompletion) or not answer.choices or not answer.choices[0].message:
             raise _BadAnswer(f"an answer that is not a chat completion: {_short(str(answer))}")
         return answer
 
-    async def _verdict(self, home: int, error: Exception) -> Exception:
-        """Whose fault a call's last failure was: the server's, if it does not even list its models, else the call's."""
-        try:
-            await asyncio.to_thread(served_models, self._endpoints[home], self._key)
-        except BadInput:
-            return EngineGaveUp(f"{self._endpoints[home]} does not answer any more ({_short(str(error))})")
-        if isinstance(error, openai.RateLimitError):
-            return EngineGaveUp(
-                f"{self._endpoints[home]} still answers 429 after {self._spec.retries} retries. Lower --slots."
-            )
+    def _verdict(self, home: int, answered_before: int, error: Exception) -> Exception:
+        """Whose fault a call's last failure was: the call's, if the server has answered others meanwhile, else its own.
+
+        A row is dropped only for what is wrong with the row; a server in trouble ends the run, which can go on later.
+        """
         what = _short(str(error)) or f"no answer within {self._spec.deadline_seconds:g} s"
-        return RequestRefused(f"the server kept failing on this call alone: {what}")
+        if self._answered[home] > answered_before and not isinstance(error, openai.RateLimitError):
+            return RequestRefused(f"the server kept failing on this call while it answered others: {what}")
+        return EngineGaveUp(
+            f"{self._endpoints[home]} does not answer any more: {what}. The same command goes on later."
+        )
 
 
 class _BadAnswer(Exception):
@@ -184,21 +208,26 @@ def _base_url(endpoint: str) -> str:
 def _free(answer: ChatCompletion) -> Completion:
     choice, usage = answer.choices[0], answer.usage
     details = usage.prompt_tokens_details if usage else None
+    text: Any = choice.message.content or ""
+    if not isinstance(text, str) or not is_text(text):
+        raise _BadAnswer(f"content that is not text: {_short(repr(text))}")
+    if choice.finish_reason not in (None, "stop", "length"):
+        raise RequestRefused(f"the server ended the answer with '{choice.finish_reason}'")
     return Completion(
-        text=choice.message.content or "",
+        text=text,
         finish="length" if choice.finish_reason == "length" else "stop",
-        prompt_tokens=usage.prompt_tokens if usage else 0,
+        prompt_tokens=(usage.prompt_tokens or 0) if usage else 0,
         cached_tokens=(details.cached_tokens or 0) if details else 0,
-        completion_tokens=usage.completion_tokens if usage else 0,
+        completion_tokens=(usage.completion_tokens or 0) if usage else 0,
     )
 
 
 def _forced(answer: ChatCompletion, choices: tuple[str, str]) -> Completion:
     free = _free(answer)
     told = answer.choices[0].logprobs
-    if told is None or not told.content:
-        return free
-    found = choice_logprobs([(top.token, top.logprob) for top in told.content[0].top_logprobs], choices)
+    tops: Any = told.content[0].top_logprobs if told is not None and told.content else None
+    likeliest = [(str(top.token), top.logprob) for top in tops or () if isinstance(top.logprob, int | float)]
+    found = choice_logprobs(likeliest, choices)
     text = free.text if found is None else choices[0] if found[0] >= found[1] else choices[1]
     return Completion(text, "stop", free.prompt_tokens, free.cached_tokens, free.completion_tokens, (), found)
 
@@ -212,7 +241,7 @@ def choice_logprobs(likeliest: Sequence[tuple[str, float]], choices: tuple[str, 
     sums = {word: sum(math.exp(logprob) for token, logprob in likeliest if token.strip() == word) for word in choices}
     if not any(sums.values()):
         return None
-    bound = min(math.exp(logprob) for _, logprob in likeliest)
+    bound = max(min(math.exp(logprob) for _, logprob in likeliest), 1e-30)  # some servers list -9999
     first, second = (math.log(sums[word] or bound) for word in choices)
     return first, second
 
