@@ -17,7 +17,6 @@ from cai.errors import BadInput
 from cai.files import find_shipped, shipped_names
 from cai.ids import file_digest
 
-
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
 
