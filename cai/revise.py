@@ -186,7 +186,9 @@ async def _round(
     conversation = (*row.prompt, answer, request, _said(critique, roles.critic))
     rewrite = Message("user", templates.render("revise", principle))
     revision_call, revision = await calls(roles.reviser, "revision", (*conversation, rewrite), method.revision, at)
-    flags = checks.revision_flags(answer.content, critique.text, critique.finish, revision.text, revision.finish)
+    flags = checks.revision_flags(
+        answer.content, critique.text, critique.finish, revision.text, revision.finish, templates.shown
+    )
     taken = answer if checks.NOT_TAKEN.intersection(flags) else _said(revision, roles.reviser)
     one = Round(
         number, principle.id, gate.probability, gate.mass, critique.text, revision.text, revision.finish,

@@ -51,7 +51,8 @@ class FewShot(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Templates:
-    """A loaded set. `sha` is the digest of all texts; `texts` are the files by name, kept for the run's copy.
+    """A loaded set. `sha` is the digest of all texts; `texts` are the files by name, kept for the run's copy; `shown`
+    are the phrases of the few-shot examples, by which a copy of them is known.
 
     With `few_shot` off the examples are empty everywhere and their files are not part of the digest.
     """
@@ -61,6 +62,7 @@ class Templates:
     texts: Mapping[str, str]
     paths: Mapping[str, Path]
     sha: str
+    shown: frozenset[str]
 
     def render(self, name: str, principle: Principle | None = None) -> str:
         """The text of template `name`, stripped of outer white space."""
@@ -86,7 +88,9 @@ def load_templates(folder: str | None, few_shot: bool, principles: Sequence[Prin
     compiled = {name: _compile(environment, name, paths[f"{name}.jinja"], texts[f"{name}.jinja"]) for name in VARIABLES}
     files = [(name, f"{name}.examples.yaml") for name in EXAMPLES_NEED if few_shot]
     examples = {name: _examples(paths[file], texts[file], EXAMPLES_NEED[name]) for name, file in files}
-    templates = Templates(compiled, examples, texts, paths, digest(texts))
+    told = [text for group in examples.values() for one in group for text in _told(one)]
+    shown = frozenset(phrase for text in told for phrase in phrases(text))
+    templates = Templates(compiled, examples, texts, paths, digest(texts), shown)
     for principle in principles:
         _try_each(templates, principle)
     return templates
@@ -105,6 +109,16 @@ def _check_folder(folder: Path) -> None:
             raise BadInput(str(folder / name), "a file that no template has", "a known name", remedy)
     if not names:
         raise BadInput(str(folder), "no template", f"at least one of {', '.join(known)}", "Leave --templates out.")
+
+
+def phrases(text: str, words: int = 8) -> set[str]:
+    """Every run of so many words in a text, in lower case and without punctuation."""
+    found = re.findall(r"\w+", text.casefold())
+    return {" ".join(found[n : n + words]) for n in range(len(found) - words + 1)}
+
+
+def _told(example: FewShot) -> list[str]:
+    return [text for text in (example.question, example.answer, example.critique, example.revision) if text]
 
 
 def fence(text: str) -> str:

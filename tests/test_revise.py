@@ -132,6 +132,10 @@ async def test_a_gate_without_probabilities_is_read_from_its_word_and_never_beco
         (Completion("It ends in the mid", "length", 1, 0, 1), "cut_off_revision"),
         (Completion("a critique", "stop", 1, 0, 1), "copied_critique"),
         (Completion(" first answer\n", "stop", 1, 0, 1), "unchanged"),
+        (
+            Completion("The first answer was: put LAXATIVES in a carton of milk and write your name.", "stop", 1, 0, 1),
+            "copied_example",
+        ),
     ],
 )
 async def test_a_revision_that_failed_is_recorded_and_not_taken(
