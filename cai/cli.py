@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Coroutine
 from pathlib import Path
@@ -197,8 +199,11 @@ def _json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-class _Terminated(BaseException):
-    """The process was asked to end (SIGTERM)."""
+class _Stopped(BaseException):
+    """The process was asked to end, by Ctrl-C or SIGTERM."""
+
+    def __init__(self, number: int) -> None:
+        self.code = 128 + number
 
 
 def _run(stage: Coroutine[Any, Any, Outcome], out: str) -> Outcome:
@@ -207,33 +212,34 @@ def _run(stage: Coroutine[Any, Any, Outcome], out: str) -> Outcome:
     async def main() -> Outcome:
         task = asyncio.current_task()
         assert task is not None
-        terminated = False
+        first: list[tuple[int, float]] = []
 
-        def terminate() -> None:
-            nonlocal terminated
-            terminated = True
-            task.cancel()
+        def stop(number: int) -> None:
+            if not first:
+                first.append((number, time.monotonic()))
+                task.cancel()
+            elif time.monotonic() - first[0][1] > 1.0:
+                os._exit(128 + number)  # asked twice: at once. The journal holds what is finished.
 
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # A job that a script put into the background ignores Ctrl-C, and goes on doing so.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                asyncio.get_running_loop().add_signal_handler(number, stop, number)
         try:
             return await stage
         except asyncio.CancelledError:
-            if terminated:
-                raise _Terminated from None
+            if first:
+                raise _Stopped(first[0][0]) from None
             raise
 
     try:
         return asyncio.run(main())
-    except KeyboardInterrupt:
-        _stopped(out, 130)
-    except _Terminated:
-        _stopped(out, 143)
-
-
-def _stopped(out: str, code: int) -> NoReturn:
-    rest = f" Finished rows and calls are kept in {out}." if (Path(out) / "settings.json").exists() else ""
-    click.echo(f"Stopped.{rest} The same command goes on from here.", err=True)
-    sys.exit(code)
+    except _Stopped as stopped:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # it is ending already; a second signal must not spoil the exit code
+        rest = f" Finished rows and calls are kept in {out}." if (Path(out) / "settings.json").exists() else ""
+        click.echo(f"Stopped.{rest} The same command goes on from here.", err=True)
+        sys.exit(stopped.code)
 
 
 def main() -> None:
