@@ -40,3 +40,8 @@ class RowDropped(Exception):
     def __init__(self, reason: str, detail: str, raw: str = "") -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail, self.raw = reason, detail, raw
+
+
+def brief(error: Exception) -> str:
+    """The first line of what a library says, for a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

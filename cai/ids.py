@@ -7,7 +7,7 @@ every machine, and a change of one input moves only what depends on it.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -45,11 +45,3 @@ def _score(run_seed: int, row_id: str, round_number: int, principle_id: str, wei
     # 52 bits and the half keep the uniform number strictly inside (0, 1), where its logarithm is finite and not zero.
     uniform = (int(digest([run_seed, row_id, round_number, principle_id])[:13], 16) + 0.5) / 2**52
     return -weights[principle_id] / math.log(uniform)
-
-
-def digest_of_rows(digests: Iterable[str]) -> str:
-    """The digest of many rows in their order."""
-    total = hashlib.sha256()
-    for one in digests:
-        total.update(one.encode("ascii"))
-    return total.hexdigest()

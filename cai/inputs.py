@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from cai.errors import BadInput
-from cai.ids import digest, digest_of_rows
+from cai.ids import digest
 from cai.rows import Drop, Message, Row, is_text
 from cai.sources import Unreadable, kind_of, plain, read_records
 
@@ -30,7 +30,7 @@ class Chunk:
 
     @property
     def sha(self) -> str:
-        return digest_of_rows(self.digests)
+        return digest(list(self.digests))
 
 
 class Prompts:

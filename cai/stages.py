@@ -132,13 +132,13 @@ async def _work_through(
     async with AsyncExitStack() as engines:
         for engine in dict.fromkeys(stage.roles.values()):
             await engines.enter_async_context(engine)
-        run.belong(stage.name, stage.belongs(), stage.copies)
+        belongs = stage.belongs()
+        run.belong(stage.name, belongs, stage.copies)
         run.write_manifest(stage.name, None)
         in_flight = settings.rows_in_flight or 2 * max(engine.slots for engine in stage.roles.values())
         chunks = _still_to_do(prompts, settings.shard_rows, plan.open_chunks)
-        settings_sha = digest(stage.belongs())
         try:
-            await run_chunks(run, stage.name, table, chunks, work, settings_sha, in_flight, tally, others, watch)
+            await run_chunks(run, stage.name, table, chunks, work, digest(belongs), in_flight, tally, others, watch)
         finally:
             seconds = round(time.monotonic() - begun, 3)
             run.add_session({"stage": stage.name, "started": started, "seconds": seconds, **asdict(tally)})

@@ -7,16 +7,12 @@ from prefect.cache_policies import NO_CACHE
 
 from cai.settings import GenerateSettings
 from cai.stages import Outcome, generate_stage
-from flows.shared import FlowWatch, load_api_key, main, parameters_of
+from flows.shared import load_api_key, main, parameters_of, watched
 
 
 @task(name="generate", task_run_name="generate {settings.out}", cache_policy=NO_CACHE, persist_result=False)
 async def responses(settings: GenerateSettings) -> Outcome:
-    """The stage as one task: rows and shards are inside, and resuming lives in the run folder."""
-    watch = FlowWatch()
-    outcome = await generate_stage(settings, watch)
-    await watch.finish(outcome, settings.out)
-    return outcome
+    return await watched(generate_stage, settings)
 
 
 @flow(name="cai", flow_run_name="generate {out}", persist_result=False)

@@ -101,6 +101,14 @@ class FlowWatch:
         self._log.info("%s: %d calls asked, %d reused", out, session.asked_calls, session.reused_calls)
 
 
+async def watched(stage: Callable[[Any, FlowWatch], Awaitable[Outcome]], settings: GenerateSettings) -> Outcome:
+    """A whole stage as the body of one task: rows and shards are inside, and resuming lives in the run folder."""
+    watch = FlowWatch()
+    outcome = await stage(settings, watch)
+    await watch.finish(outcome, settings.out)
+    return outcome
+
+
 async def load_api_key() -> None:
     """Take the servers' key from the Secret block `cai-api-key`, if there is one and the environment has none."""
     if "CAI_API_KEY" in os.environ or "OPENAI_API_KEY" in os.environ:

@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from cai.errors import BadInput
+from cai.errors import BadInput, brief
 from cai.ids import file_digest
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -57,7 +57,7 @@ def embedded_model() -> tuple[Path, str]:
             if not folder.is_dir():  # another process may have been faster
                 scratch.replace(folder)
         except (OSError, subprocess.CalledProcessError, _WrongSum) as error:
-            failures.append(f"{source}: {_first_line(error)}")
+            failures.append(f"{source}: {brief(error)}")
         else:
             return folder, names[source]
         finally:
@@ -132,7 +132,3 @@ def _check_sum(path: Path, sha256: str) -> None:
     found = file_digest(path)
     if found != sha256:
         raise _WrongSum(f"{path.name} has the sha256 {found}, not {sha256}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.engines.embedded import embedded_model
-from cai.errors import BadInput
+from cai.errors import BadInput, brief
 from cai.ids import digest, file_digest
 
 
@@ -34,10 +34,6 @@ def find_model(model: str, trust_remote_code: bool) -> tuple[str, str | None, st
         ) from error
     revision: str | None = getattr(config, "_commit_hash", None)
     return model, revision, f"{model}@{(revision or digest(config.to_dict()))[:12]}"
-
-
-def brief(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def folder_fingerprint(folder: Path) -> str:

@@ -25,8 +25,8 @@ from cai.engines import Completion, Request, Sampling, Spec
 from cai.engines.attention import PLAIN_MODELS, register_grouped
 from cai.engines.cache import Prefix, join, padded, prefix_of, stacked
 from cai.engines.chat import choice_ids, encode
-from cai.engines.local import brief, find_model
-from cai.errors import BadInput, RequestRefused
+from cai.engines.local import find_model
+from cai.errors import BadInput, RequestRefused, brief
 
 # Tokens of finished calls whose keys and values are kept for the next call of their rows. A few hundred MB for a small
 # model, a few GB for one of eight billion parameters.
