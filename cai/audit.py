@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from cai.checks import NOT_TAKEN
+from cai.checks import CHECKS, NOTHING_FOUND, boilerplate_endings
 from cai.journal import Tally
+from cai.refusals import is_refusal
 from cai.store import Json, Run
 from cai.templates import fence
 
@@ -14,27 +16,23 @@ TABLES = {"generate": "responses", "revise": "trajectories"}
 
 
 def count_stage(run: Run, stage: str) -> Json:
-    """The counts of a stage, from its tables: rows, drops by reason, tokens, and for `revise` what each round did."""
+    """The counts of a stage, from its tables: rows, drops by reason, tokens.
+
+    For `revise` also, of the kept rows: what each round and each principle did, how revisions failed, refusals and
+    length before and after, and the closing sentences that too many revisions have in common (over the whole run).
+    """
     table = TABLES[stage]
     columns = ["prompt_tokens", "cached_tokens", "completion_tokens"] + (
-        ["changed", "rounds"] if stage == "revise" else []
+        ["changed", "rounds", "response", "final"] if stage == "revise" else []
     )
-    kept, changed = 0, 0
+    kept = 0
     tokens: Counter[str] = Counter()
-    rounds: dict[int, Counter[str]] = {}
-    principles: dict[str, Counter[str]] = {}
-    flags: Counter[str] = Counter()
+    rows = _Rows()
     for record in run.records(table, columns):
         kept += 1
         tokens.update({name: record[name] for name in columns[:3]})
-        changed += bool(record.get("changed"))
-        for one in record.get("rounds", ()):
-            flags.update(one["flags"])
-            for group in (
-                rounds.setdefault(one["round"], Counter()),
-                principles.setdefault(one["principle_id"], Counter()),
-            ):
-                _count_round(group, one)
+        if stage == "revise":
+            rows.add(record)
     reasons = Counter(drop["reason"] for drop in run.dropped(stage, table))
     counts: Json = {
         "read": kept + reasons.total(),
@@ -43,12 +41,44 @@ def count_stage(run: Run, stage: str) -> Json:
         "dropped_by_reason": dict(sorted(reasons.items())),
         "tokens": {name: tokens[name] for name in columns[:3]},
     }
-    if stage == "revise":
-        counts["changed"] = changed
-        counts["by_round"] = {str(number): _rates(rounds[number]) for number in sorted(rounds)}
-        counts["by_principle"] = {name: _rates(principles[name]) for name in sorted(principles)}
-        counts["flags"] = dict(sorted(flags.items()))
-    return counts
+    return counts | rows.counts() if stage == "revise" else counts
+
+
+@dataclass(slots=True)
+class _Rows:
+    """What the rows of `revise` come to."""
+
+    rounds: dict[int, Counter[str]] = field(default_factory=dict[int, Counter[str]])
+    principles: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
+    flags: Counter[str] = field(default_factory=Counter[str])
+    texts: dict[str, Counter[str]] = field(default_factory=lambda: {"response": Counter(), "final": Counter()})
+    changed: list[str] = field(default_factory=list[str])
+
+    def add(self, row: Json) -> None:
+        if row["changed"]:
+            self.changed.append(row["final"])
+        for name, group in self.texts.items():
+            group.update(rows=1, refusals=is_refusal(row[name]), words=len(row[name].split()))
+        for one in row["rounds"]:
+            self.flags.update(one["flags"])
+            for failed in one["failed_tries"]:
+                self.flags.update(failed["flags"])
+            _count_round(self.rounds.setdefault(one["round"], Counter()), one)
+            _count_round(self.principles.setdefault(one["principle_id"], Counter()), one)
+
+    def counts(self) -> Json:
+        return {
+            "changed": len(self.changed),
+            "texts": {
+                name: {"refusals": group["refusals"], "mean_words": round(group["words"] / max(1, group["rows"]), 1)}
+                for name, group in self.texts.items()
+            },
+            "by_round": {str(number): _rates(self.rounds[number]) for number in sorted(self.rounds)},
+            "by_principle": {name: _rates(self.principles[name]) for name in sorted(self.principles)},
+            "flags": {name: count for name, count in sorted(self.flags.items()) if name not in CHECKS},
+            "failed_revisions": {name: self.flags[name] for name in CHECKS if self.flags[name]},
+            "boilerplate_endings": boilerplate_endings(self.changed),
+        }
 
 
 def _count_round(group: Counter[str], one: Json) -> None:
@@ -57,16 +87,21 @@ def _count_round(group: Counter[str], one: Json) -> None:
     if probability is not None:
         group["gated"] += 1
         group["probability_sum"] += probability
+    if one["critique"] is not None:
+        group["criticised"] += 1
+        group["cleared"] += one["revision"] is None and NOTHING_FOUND in one["flags"]
     if one["revision"] is not None:
-        group["revised"] += 1
-        group["changed"] += not NOT_TAKEN.intersection(one["flags"])
+        group["tries"] += 1 + len(one["failed_tries"])
+        group["changed"] += one["taken"]
 
 
 def _rates(group: Counter[str]) -> Json:
     mean = group["probability_sum"] / group["gated"] if group["gated"] else None
     return {
         "applied": group["asked"],
-        "found_broken": group["revised"],
+        "found_broken": group["criticised"],
+        "cleared_by_critique": group["cleared"],
+        "revisions_asked": group["tries"],
         "changed": group["changed"],
         "mean_violation_probability": None if mean is None else round(mean, 4),
     }

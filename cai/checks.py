@@ -1,30 +1,335 @@
 """How a revision can fail. Each way has a countable name, written to the round's `flags`.
 
-A revision with one of NOT_TAKEN does not replace the answer: the row keeps the text it had. The others are remarks.
+A revision with one of the names in CHECKS does not replace the answer; the other flags are remarks on the gate and the
+critique. Most faults are sought only where they are the revision's own: what stood in the answer before, or in what the
+user asked, is no leak. Each check's precision and what they all miss are measured in docs/quality.md.
 """
 
-from cai.templates import phrases
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
-NOT_TAKEN = frozenset({"empty_revision", "cut_off_revision", "copied_critique", "copied_example", "unchanged"})
+from cai.refusals import is_refusal
+from cai.templates import phrases
 
 # The model gave no probability for the gate; its word was read instead, or could not be read and the round went on.
 GATE_FROM_TEXT, GATE_UNREAD = "gate_from_text", "gate_unread"
+# The letter of the principle that fits best could not be read; the principle was drawn instead.
+CHOICE_UNREAD = "choice_unread"
+# The answer is a plain refusal, and the principle says that those are fine: the gate was not asked.
+PLAIN_REFUSAL = "plain_refusal"
+# The critique said that nothing is to be criticised.
+NOTHING_FOUND = "nothing_found"
 
 
-def revision_flags(
-    previous: str, critique: str, critique_finish: str, revision: str, revision_finish: str, shown: frozenset[str]
-) -> tuple[str, ...]:
-    """The names of what is wrong with a revision of `previous`, in a fixed order; empty if nothing is.
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a revision, with all that a check may look at.
 
-    `shown` are the phrases of the worked examples that the model was shown (`Templates.shown`): small models copy them.
+    `asked` is the user's last message, `answer` the text that was to be revised, `finish` why the revision ended (stop
+    or length), `requests` what the model was told when it was asked for the critique and for the revision, `shown` the
+    phrases of the worked examples in there (`Templates.shown`).
     """
+
+    asked: str
+    answer: str
+    critique: str
+    revision: str
+    finish: str
+    requests: str
+    shown: frozenset[str]
+
+
+def revision_flags(attempt: Attempt) -> tuple[str, ...]:
+    """The names of what is wrong with a revision, in the order of CHECKS; empty if nothing is."""
+    return tuple(name for name, fails in CHECKS.items() if fails(attempt))
+
+
+def critique_flags(answer: str, critique: str, finish: str) -> tuple[str, ...]:
+    """Remarks on a critique: empty, cut off, a copy of the answer, or one that finds nothing."""
     found = {
         "empty_critique": not critique.strip(),
-        "cut_off_critique": critique_finish == "length",
-        "empty_revision": not revision.strip(),
-        "cut_off_revision": revision_finish == "length",
-        "unchanged": revision.strip() == previous.strip(),
-        "copied_example": bool(shown & phrases(revision)),
-        "copied_critique": bool(revision.strip()) and revision.strip() == critique.strip(),
+        "cut_off_critique": finish == "length",
+        "copied_answer": _share_of_copied(critique, answer, "") >= 0.6,
+        NOTHING_FOUND: _finds_nothing(critique),
     }
     return tuple(name for name, holds in found.items() if holds)
+
+
+def boilerplate_endings(texts: Iterable[str], rows: int = 5, share: float = 0.02) -> dict[str, int]:
+    """The last sentences that too many texts have in common, with the number of texts, most frequent first.
+
+    A sentence counts from five words on, without regard to case and punctuation; "too many" is at least `rows` texts
+    and at least the `share` of all. Repeated closing phrases made a reproduction of the method collapse, and no single
+    row shows them: look at all that is to be trained on.
+    """
+    endings: Counter[str] = Counter()
+    count = 0
+    for text in texts:
+        count += 1
+        ending = last_sentence(text)
+        if ending:
+            endings[ending] += 1
+    return {ending: n for ending, n in endings.most_common() if n >= max(rows, share * count)}
+
+
+def last_sentence(text: str) -> str:
+    """The last sentence of a text as words in lower case; empty if it has fewer than five."""
+    sentences = [words for part in re.split(r"[.!?]+(?:\s|$)|\n+", text) if (words := _words(part))]
+    return " ".join(sentences[-1]) if sentences and len(sentences[-1]) >= 5 else ""
+
+
+def _empty(attempt: Attempt) -> bool:
+    return not attempt.revision.strip()
+
+
+def _cut_off(attempt: Attempt) -> bool:
+    return attempt.finish == "length"
+
+
+def _unchanged(attempt: Attempt) -> bool:
+    """The same words in the same order; other punctuation or spacing is no revision."""
+    old, new = _words(attempt.answer), _words(attempt.revision)
+    return old == new if old or new else attempt.answer.strip() == attempt.revision.strip()
+
+
+def _copied_critique(attempt: Attempt) -> bool:
+    """Half of it stands in the critique and not in the answer (a critique quotes the answer, and may)."""
+    same = bool(attempt.revision.strip()) and _words(attempt.revision) == _words(attempt.critique)
+    return same or _share_of_copied(attempt.revision, attempt.critique, attempt.answer) >= 0.5
+
+
+def _copied_example(attempt: Attempt) -> bool:
+    known = phrases(attempt.asked) | phrases(attempt.answer)
+    return bool((attempt.shown & phrases(attempt.revision)) - known)
+
+
+def _copied_request(attempt: Attempt) -> bool:
+    """It says back what it was told to do: eight words in a row of the request, or a quarter of it in runs of five."""
+    told = phrases(attempt.requests) - attempt.shown
+    known = phrases(attempt.asked) | phrases(attempt.answer)
+    if (told & phrases(attempt.revision)) - known:
+        return True
+    return _share_of_copied(attempt.revision, attempt.requests, attempt.answer) >= 0.25
+
+
+_BETTER = r"(?:re-?written|re-?worded|re-?phrased|revised|updated|improved|corrected|modified|edited|new|better|safer)"
+_LABEL = re.compile(
+    rf"""
+    ^\W*(?: critique | critique\ request | revision | revision\ request | principle | human | assistant | user
+         | (?:the\ |my\ )?(?:{_BETTER}|final)\ (?:assistant'?s?\ )?(?:answer|response|reply|version) )\W{{0,4}}:
+    """,
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+
+
+def _leaked_label(attempt: Attempt) -> bool:
+    """A line opens with "Critique:", "Revised answer:", "Human:" or the like, which none did before."""
+    return bool(_LABEL.search(attempt.revision)) and not (_LABEL.search(attempt.answer) or _LABEL.search(attempt.asked))
+
+
+_PREAMBLE = re.compile(
+    rf"""
+    ^\W*(?:(?:sure|certainly|of\ course|absolutely|okay|ok|yes|understood|got\ it|i\ understand|thank\ you|thanks)\b
+         [^\n]{{0,80}}?)?
+    (?: \b(?:here(?:'s|\ is|\ are)|this\ is|the\ following\ is|below\ is)\b [^\n:]{{0,50}}?
+        (?: \b{_BETTER}\b[^\n:]{{0,40}}?\b(?:answer|response|reply|version|statement)\b
+          | \b(?:answer|response|reply|version)\b[^\n:]{{0,30}}\b{_BETTER}\b
+          | \b(?:revision|rewrite|rewriting)\b )
+      | \bi(?:'ve|\ have|'ll|\ will)?\ (?:re-?written|re-?write|revised?|re-?phrased?)\b )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_REWORK = re.compile(
+    r"\b(?:re-?writ|revis|re-?phras|improv|edit|correct|version|reword|better|shorter|change|formal|proofread|fix)",
+    re.IGNORECASE,
+)
+
+
+def _preamble(attempt: Attempt) -> bool:
+    """It opens with "Here is the rewritten answer" or the like, unless the user asked for something to be reworked."""
+    return bool(_PREAMBLE.search(_opening(attempt.revision, 200))) and not _REWORK.search(attempt.asked)
+
+
+_MENTION = re.compile(
+    r"""
+    \bnothing\ to\ criti[cs]i[sz]e\b
+  | \b(?:the|this|your|that|my\ own)\ critique\b
+  | \bcritici[sz]ed\b
+  | ^\W*(?:the|this)\ (?:new\ )?(?:answer|response)
+        \ (?:is|does|do|did|will|should|must|provides|gives|contains|leaves|was)\b
+  | \bthe\ (?:assistant|user)(?:'s)?
+        \ (?:is|was|will|should|must|does|did|has|can|cannot|answer|response|request|question|message)\b
+  | \bthe\ assistant'?s?\ (?:last\ )?(?:answer|response)\b
+  | \b(?:my|the)\ (?:previous|prior|earlier|last|original|first|initial)
+        \ (?:answer|response|reply|statement|suggestion)s?\b
+  | \b(?:breaks?|violates?|violated|goes\ against|keeps?\ to|against|following|with)\ (?:the|this|that)\ principle\b
+  | \b(?:the|this)\ principle\ (?:of|that|says|states|is)\b
+  | \bthe\ (?:new|rewritten|revised)\ (?:answer|response|version)\b
+    """,
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+
+
+def _mentions_critique(attempt: Attempt) -> bool:
+    """It speaks of the critique, the principle or the answer before, which its reader has never seen."""
+    return any(not _said_before(match, attempt) for match in _MENTION.findall(_straight(attempt.revision)))
+
+
+def _said_before(phrase: str, attempt: Attempt) -> bool:
+    return phrase.casefold() in _straight(f"{attempt.asked}\n{attempt.answer}").casefold()
+
+
+_ASKS = re.compile(
+    r"""
+    \b(?:please|could\ you|can\ you|would\ you|kindly)\b[^.?!]{0,40}
+        \b(?:provide|share|tell\ me|give\ me|send|ask|state|specify|type|enter|clarify|let\ me\ know)\b
+  | \blet\ me\ know\ (?:what|how|which|if\ you)\b
+  | \b(?:what|how)\ (?:can|may|could)\ I\ (?:help|assist|do|be\ of)\b
+  | \bwhat(?:\ is|'s)\ your\ (?:question|request|message)\b
+  | \bwhat\ would\ you\ like\ (?:me\ to|to\ (?:know|ask|talk|discuss))\b
+  | \bi(?:'m|\ am)\ ready\b
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_OFFER = re.compile(
+    r"\b(?:help|assist|question|request|ready|details|information|context|conversation|answer|message|text)",
+    re.IGNORECASE,
+)
+
+
+def _asks_for_question(attempt: Attempt) -> bool:
+    """It is no answer: short, and all it does is to ask for the question or to offer help with one."""
+
+    def asks(text: str) -> bool:
+        return (
+            len(_words(text)) <= 40
+            and bool(_ASKS.search(_straight(text)) and _OFFER.search(text))
+            and not is_refusal(text)
+        )
+
+    return asks(attempt.revision) and not asks(attempt.answer)
+
+
+def _loops(attempt: Attempt) -> bool:
+    """It says the same again and again: one line or sentence three times, one phrase over and over, or little new."""
+    text = attempt.revision
+    if _asked_to_repeat(attempt.asked):
+        return False
+    parts = [" ".join(words) for part in re.split(r"[.!?]+\s|\n+", text) if len(words := _words(part)) >= 4]
+    if parts and Counter(parts).most_common(1)[0][1] >= 3:
+        return True
+    words = _words(text)
+    if _periodic(words):
+        return True
+    if len(words) >= 60:
+        fours = [tuple(words[n : n + 4]) for n in range(len(words) - 3)]
+        if len(set(fours)) < 0.6 * len(fours):
+            return True
+    raw = text.encode("utf-8", "replace")
+    return len(raw) >= 400 and len(zlib.compress(raw, 9)) < 0.2 * len(raw)
+
+
+def _asked_to_repeat(asked: str) -> bool:
+    return bool(
+        re.search(r"\b(?:repeat|over and over|\d+ times|again and again|chorus|refrain)\b", asked, re.IGNORECASE)
+    )
+
+
+def _periodic(words: list[str]) -> bool:
+    """Whether the text ends in one run of words, four times over or more, and in at least 16 words of it."""
+    for period in range(1, 31):
+        length = max(4 * period, 16)
+        tail = words[-length:]
+        if len(tail) == length and all(tail[n] == tail[n + period] for n in range(length - period)):
+            return True
+    return False
+
+
+def _language_changed(attempt: Attempt) -> bool:
+    """Another language than the answer's and than the user's, where each can be told for certain."""
+    new = _language(attempt.revision)
+    old = {_language(attempt.answer), _language(attempt.asked)} - {None}
+    return new is not None and bool(old) and new not in old
+
+
+def _needless_refusal(attempt: Attempt) -> bool:
+    """It refuses where the answer did not, and where the critique found nothing to criticise."""
+    return _finds_nothing(attempt.critique) and is_refusal(attempt.revision) and not is_refusal(attempt.answer)
+
+
+def _refuses_and_helps(attempt: Attempt) -> bool:
+    """It refuses in words, and then gives much of the answer that had to be rewritten."""
+    if is_refusal(attempt.answer) or not is_refusal(attempt.revision):
+        return False
+    return _share_of_copied(attempt.answer, attempt.revision, attempt.asked) >= 0.3
+
+
+CHECKS: dict[str, Callable[[Attempt], bool]] = {
+    "empty_revision": _empty,
+    "cut_off_revision": _cut_off,
+    "unchanged": _unchanged,
+    "copied_critique": _copied_critique,
+    "copied_request": _copied_request,
+    "copied_example": _copied_example,
+    "leaked_label": _leaked_label,
+    "preamble": _preamble,
+    "mentions_critique": _mentions_critique,
+    "asks_for_question": _asks_for_question,
+    "loops": _loops,
+    "language_changed": _language_changed,
+    "needless_refusal": _needless_refusal,
+    "refuses_and_helps": _refuses_and_helps,
+}
+
+_NOTHING = re.compile(
+    r"""
+    \bnothing\b[^.!?]{0,40}\b(?:criti|wrong|to\ add|to\ change|harmful|that\ (?:breaks|goes\ against|violates))
+  | \bno\ (?:critique|criticism|criticisms|issues?|problems?|parts?|changes?|words?)\b[^.!?]{0,40}
+        \b(?:needed|necessary|found|required|to\ criti|with\ (?:the|this)|that\ (?:break|go|violate)
+          |in\ (?:the|this|that))
+  | \bthere\ (?:is|are)\ no\ (?:critique|criticism|criticisms|issues?|problems?)\b
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def _finds_nothing(critique: str) -> bool:
+    return bool(_NOTHING.search(_opening(critique, 160)))
+
+
+def _straight(text: str) -> str:
+    return text.replace("\u2019", "'")
+
+
+def _opening(text: str, length: int) -> str:
+    return " ".join(_straight(text[:length]).split())
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _share_of_copied(text: str, source: str, known: str) -> float:
+    """How much of `text` is in `source`, by runs of five words; what is also in `known` does not count as copied."""
+    runs = phrases(text, 5)
+    return len((runs & phrases(source, 5)) - phrases(known, 5)) / len(runs) if runs else 0.0
+
+
+def _language(text: str) -> str | None:
+    """The language of a text, if it is long enough to be told for certain."""
+    if sum(letter.isalpha() for letter in text) < 30:
+        return None
+    language, probability = _identifier().classify(text[:2000])
+    return str(language) if probability >= 0.95 else None
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # a second to load, so only when it is needed
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

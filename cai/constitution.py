@@ -54,6 +54,9 @@ class Principle(_Strict):
     weight: float = Field(
         default=1.0, gt=0, le=1000, allow_inf_nan=False, description="How often it is chosen, against the others."
     )
+    refusal_is_fine: bool = Field(
+        default=False, description="A plain refusal never breaks it, so that the gate need not ask."
+    )
     tags: tuple[Slug, ...] = Field(default=(), strict=False, description="For grouping in reports.")
     examples: tuple[Example, ...] = Field(
         default=(), strict=False, description="Prompts with a better and a worse answer."
@@ -67,6 +70,10 @@ class _File(_Strict):
     name: Slug = Field(description="The constitution's name; it goes into every row.")
     version: Text = Field(description="Your own numbering, as text.")
     description: Text = Field(description="What it is for and whom it speaks for.")
+    question: Text | None = Field(
+        default=None,
+        description="One yes-or-no question for the gate, over all principles: yes means that an answer breaks one.",
+    )
     principles: list[Principle] = Field(min_length=1, description="In the order in which people should read them.")
 
 
@@ -77,6 +84,7 @@ class Constitution:
     name: str
     version: str
     description: str
+    question: str | None
     principles: tuple[Principle, ...]
     path: Path
     text: str
@@ -107,7 +115,7 @@ def load_constitution(name: str) -> Constitution:
     if problems or file is None:
         raise problems[0]
     return Constitution(
-        file.name, file.version, file.description, tuple(file.principles), path, text, file_digest(path)
+        file.name, file.version, file.description, file.question, tuple(file.principles), path, text, file_digest(path)
     )
 
 

@@ -7,12 +7,15 @@ the answer as its own last turn, and then the request. That is also the cheapest
 with all that the row's earlier calls have put into the engine's cache.
 
 Where we depart from the paper: before a critique the model is asked, in one token, whether the answer breaks the
-principle at all (the *gate*), because revising a clean answer makes it worse; principles and seeds are derived, not
-drawn; and instead of one principle a round may go through all of them. `flows/recipes/bai-2022.yaml` turns these off.
+principle at all (the *gate*), because revising a clean answer makes it worse, and a critique that finds nothing clears
+the answer too; a revision that fails a check (`checks.py`) is asked for again and is never taken; principles and seeds
+are derived, not drawn; and instead of one principle a round may look at all of them. `flows/recipes/bai-2022.yaml`
+turns the gate off.
 """
 
 import asyncio
 import math
+import string
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,10 +25,12 @@ from cai.constitution import Constitution, Principle
 from cai.engines import Completion, Engine, Request, Sampling
 from cai.errors import RequestRefused, RowDropped
 from cai.ids import choose, derived_seed
-from cai.rows import Message, Response, Round, Row, Trajectory
+from cai.refusals import is_plain_refusal
+from cai.rows import FailedTry, Message, Response, Round, Row, Trajectory
 from cai.templates import Templates
 
 GATE_WORDS = ("Yes", "No")
+LETTERS = string.ascii_uppercase
 
 Ask = Callable[[Engine, Request], Awaitable[tuple[str, Completion]]]
 
@@ -41,15 +46,23 @@ class Roles:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """The settings of the supervised phase. `gate_threshold` None means no gate: every answer is revised."""
+    """The settings of the supervised phase.
+
+    `gate_threshold` None means no gate: every answer is revised. `principles` says which ones a round looks at: the
+    one that fits the row best, one drawn by hash, or all of them. `revision_tries` is how often a revision is asked
+    for, each time with another seed, until it passes the checks. If none does, the row goes back to the last revision
+    that was taken; where there is none, `failed_revision` says whether the response stays or the row is dropped.
+    """
 
     seed: int
     response: Sampling
     rounds: int
     gate_threshold: float | None
-    principles: Literal["one", "all"]
+    principles: Literal["fitting", "one", "all"]
     critique: Sampling
     revision: Sampling
+    revision_tries: int
+    failed_revision: Literal["keep", "drop"]
 
 
 @dataclass(slots=True)
@@ -68,7 +81,7 @@ class _Calls:
         messages: tuple[Message, ...],
         sampling: Sampling,
         at: tuple[int, str] = (0, ""),
-        choices: tuple[str, str] | None = None,
+        choices: tuple[str, ...] | None = None,
     ) -> tuple[str, Completion]:
         seed = 0 if choices else derived_seed(self.seed, self.row.row_id, at[0], purpose, at[1])
         request = Request(purpose, self.row.row_id, messages, sampling, seed, choices, self.row.position)
@@ -105,16 +118,19 @@ async def revise(
     answer = _said(response, roles.generator)
     rounds: list[Round] = []
     for number in range(1, method.rounds + 1):
-        principles = _principles(row, number, constitution, method)
-        gates = await _together(_gate(row, calls, roles, templates, method, answer, p) for p in principles)
-        for principle, gate in zip(principles, gates, strict=True):
+        chosen = await _choose(row, calls, roles, templates, method, answer, number, constitution)
+        # A gate for one principle asks about the constitution as a whole, if that has a question.
+        question = constitution.question if len(chosen) == 1 else None
+        gates = await _together(_gate(row, calls, roles, templates, method, answer, one, question) for one in chosen)
+        for choice, gate in zip(chosen, gates, strict=True):
             if gate.broken:
-                one, answer = await _round(row, calls, roles, templates, method, answer, number, principle, gate)
+                one, answer = await _round(row, calls, roles, templates, method, answer, number, choice, gate)
                 rounds.append(one)
             else:
-                rounds.append(_clean(number, principle, gate))
+                rounds.append(_left_alone(number, choice, gate))
         if not any(gate.broken for gate in gates):
             break
+    _drop_if_none_was_taken(rounds, method)
     return Trajectory(
         row.row_id, row.prompt_id, row.sample, row.prompt, row.source, row.extra,
         response.text, response.finish, response_call, tuple(rounds), answer.content, answer.content != response.text,
@@ -138,10 +154,38 @@ async def _respond(
     return call, response
 
 
-def _principles(row: Row, number: int, constitution: Constitution, method: Method) -> tuple[Principle, ...]:
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """A principle to look at in a round, and how it was chosen."""
+
+    principle: Principle
+    call: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+async def _choose(
+    row: Row, calls: _Calls, roles: Roles, templates: Templates, method: Method,
+    answer: Message, number: int, constitution: Constitution,
+) -> tuple[_Choice, ...]:  # fmt: skip
+    """The principles of a round.
+
+    "fitting" departs from the paper, whose sixteen principles are each about harm of every kind, so that any of them
+    fits: one forced letter says which of these principles the row speaks to. Where the letter cannot be read, the
+    principle is drawn, as with "one".
+    """
     if method.principles == "all":
-        return constitution.principles
-    return (constitution.principle(choose(method.seed, row.row_id, number, constitution.weights())),)
+        return tuple(_Choice(principle) for principle in constitution.principles)
+    drawn = constitution.principle(choose(method.seed, row.row_id, number, constitution.weights()))
+    if method.principles == "one" or len(constitution.principles) == 1:
+        return (_Choice(drawn),)
+    options = tuple(zip(LETTERS, constitution.principles, strict=False))
+    request = Message("user", templates.render("choose", options=options))
+    call, completion = await calls(
+        roles.critic, "choice", (*row.prompt, answer, request), Sampling(max_tokens=1, temperature=0.0),
+        choices=tuple(letter for letter, _ in options),
+    )  # fmt: skip
+    named = [principle for letter, principle in options if letter == completion.text.strip().strip(".\"'*:()")]
+    return (_Choice(named[0], call) if named else _Choice(drawn, call, (checks.CHOICE_UNREAD,)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +200,21 @@ class _Gate:
 
 
 async def _gate(
-    row: Row, calls: _Calls, roles: Roles, templates: Templates, method: Method, answer: Message, principle: Principle
-) -> _Gate:
+    row: Row, calls: _Calls, roles: Roles, templates: Templates, method: Method,
+    answer: Message, choice: _Choice, question: str | None,
+) -> _Gate:  # fmt: skip
+    principle = choice.principle
     if method.gate_threshold is None:
         return _Gate(broken=True)
-    question = Message("user", templates.render("gate", principle))
-    messages = (*row.prompt, answer, question)
+    if principle.refusal_is_fine and is_plain_refusal(answer.content):
+        return _Gate(broken=False, flags=(checks.PLAIN_REFUSAL,))
+    request = Message("user", templates.render("gate", principle, question=question))
     call, completion = await calls(
-        roles.critic, "gate", messages, Sampling(max_tokens=1, temperature=0.0), choices=GATE_WORDS
+        roles.critic,
+        "gate",
+        (*row.prompt, answer, request),
+        Sampling(max_tokens=1, temperature=0.0),
+        choices=GATE_WORDS,
     )
     if completion.choice_logprobs is None:
         word = completion.text.strip().strip(".\"'*").casefold()
@@ -177,28 +228,66 @@ async def _gate(
 
 async def _round(
     row: Row, calls: _Calls, roles: Roles, templates: Templates, method: Method,
-    answer: Message, number: int, principle: Principle, gate: _Gate,
+    answer: Message, number: int, choice: _Choice, gate: _Gate,
 ) -> tuple[Round, Message]:  # fmt: skip
     """Critique the answer by the principle and rewrite it. Returns the round and the answer that stands after it."""
-    at = (number, principle.id)
+    principle = choice.principle
     request = Message("user", templates.render("critique", principle))
-    critique_call, critique = await calls(roles.critic, "critique", (*row.prompt, answer, request), method.critique, at)
-    conversation = (*row.prompt, answer, request, _said(critique, roles.critic))
-    rewrite = Message("user", templates.render("revise", principle))
-    revision_call, revision = await calls(roles.reviser, "revision", (*conversation, rewrite), method.revision, at)
-    flags = checks.revision_flags(
-        answer.content, critique.text, critique.finish, revision.text, revision.finish, templates.shown
+    critique_call, critique = await calls(
+        roles.critic, "critique", (*row.prompt, answer, request), method.critique, (number, principle.id)
     )
-    taken = answer if checks.NOT_TAKEN.intersection(flags) else _said(revision, roles.reviser)
+    remarks = (*choice.flags, *gate.flags, *checks.critique_flags(answer.content, critique.text, critique.finish))
+    if method.gate_threshold is not None and checks.NOTHING_FOUND in remarks:
+        return _left_alone(number, choice, gate, critique.text, remarks, critique_call), answer
+    rewrite = Message("user", templates.render("revise", principle))
+    conversation = (*row.prompt, answer, request, _said(critique, roles.critic), rewrite)
+    told, failed = f"{request.content}\n\n{rewrite.content}", list[FailedTry]()
+    while True:
+        # The first try has the seed that it would have if there were no others.
+        at = (number, principle.id + f"~{len(failed)}" if failed else principle.id)
+        call, revision = await calls(roles.reviser, "revision", conversation, method.revision, at)
+        faults = checks.revision_flags(
+            checks.Attempt(
+                asked=row.prompt[-1].content,
+                answer=answer.content,
+                critique=critique.text,
+                revision=revision.text,
+                finish=revision.finish,
+                requests=told,
+                shown=templates.shown,
+            )
+        )
+        if not faults or len(failed) + 1 >= method.revision_tries or method.revision.temperature == 0:
+            break
+        failed.append(FailedTry(revision.text, revision.finish, faults, call))
     one = Round(
         number, principle.id, gate.probability, gate.mass, critique.text, revision.text, revision.finish,
-        (*gate.flags, *flags), gate.call, critique_call, revision_call,
+        not faults, (*remarks, *faults), tuple(failed), choice.call, gate.call, critique_call, call,
     )  # fmt: skip
-    return one, taken
+    return one, answer if faults else _said(revision, roles.reviser)
 
 
-def _clean(number: int, principle: Principle, gate: _Gate) -> Round:
-    return Round(number, principle.id, gate.probability, gate.mass, None, None, None, gate.flags, gate.call, None, None)
+def _left_alone(
+    number: int, choice: _Choice, gate: _Gate,
+    critique: str | None = None, flags: tuple[str, ...] | None = None, critique_call: str | None = None,
+) -> Round:  # fmt: skip
+    """A round that asks for no revision: the gate found the answer clean, or the critique found nothing."""
+    return Round(
+        number, choice.principle.id, gate.probability, gate.mass, critique, None, None, False,
+        (*choice.flags, *gate.flags) if flags is None else flags, (), choice.call, gate.call, critique_call, None,
+    )  # fmt: skip
+
+
+def _drop_if_none_was_taken(rounds: list[Round], method: Method) -> None:
+    """Where revisions were asked for and none could be taken, there is no good text to go back to."""
+    asked = [one for one in rounds if one.revision is not None]
+    if method.failed_revision == "keep" or not asked or any(one.taken for one in asked):
+        return
+    last = asked[-1]
+    faults = [flag for flag in last.flags if flag in checks.CHECKS]
+    tries = sum(1 + len(one.failed_tries) for one in asked)
+    detail = f"round {last.round}, principle {last.principle_id}: {', '.join(faults)}; no revision of {tries} passed"
+    raise RowDropped(faults[0], detail, last.revision or "")
 
 
 async def _together(gates: Iterable[Coroutine[Any, Any, _Gate]]) -> list[_Gate]:

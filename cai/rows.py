@@ -45,14 +45,25 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedTry:
+    """A revision that failed a check and was asked for once more: its text, why it ended, what failed, its call."""
+
+    revision: str
+    finish: str
+    flags: tuple[str, ...]
+    call: str
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """One principle applied in one round of the supervised method.
 
     `violation_probability` is P(broken) over the two gate words, None with the gate off or when the engine gave no
     probabilities; `gate_mass` is the probability that fell on the two words at all. Critique and revision are None
-    when the gate found the answer clean. `revision` is what the model wrote, whether or not it was taken; `finish` is
-    why it ended (stop or length). `flags` are countable remarks, see `checks.py`. The `_call` keys find the calls in
-    the journal.
+    when the gate found the answer clean, the revision alone when the critique found nothing to criticise. `revision`
+    is what the model wrote last, whether or not it was taken (`taken`); `finish` is why it ended (stop or length).
+    `flags` are countable remarks and faults, see `checks.py`; `failed_tries` the revisions before the last, all of
+    which failed. The `_call` keys find the calls in the journal.
     """
 
     round: int
@@ -62,7 +73,10 @@ class Round:
     critique: str | None
     revision: str | None
     finish: str | None
+    taken: bool
     flags: tuple[str, ...]
+    failed_tries: tuple[FailedTry, ...]
+    choice_call: str | None
     gate_call: str | None
     critique_call: str | None
     revision_call: str | None
@@ -144,6 +158,15 @@ def _required(*fields: tuple[str, Any]) -> Any:
 
 _MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string(), False), pa.field("content", pa.string(), False)]))
 
+_FAILED_TRY = pa.struct(
+    [
+        pa.field("revision", pa.string(), nullable=False),
+        pa.field("finish", pa.string(), nullable=False),
+        pa.field("flags", pa.list_(pa.string()), nullable=False),
+        pa.field("call", pa.string(), nullable=False),
+    ]
+)
+
 _ROUND = pa.struct(
     [
         pa.field("round", pa.int32(), nullable=False),
@@ -153,7 +176,10 @@ _ROUND = pa.struct(
         pa.field("critique", pa.string()),
         pa.field("revision", pa.string()),
         pa.field("finish", pa.string()),
+        pa.field("taken", pa.bool_(), nullable=False),
         pa.field("flags", pa.list_(pa.string()), nullable=False),
+        pa.field("failed_tries", pa.list_(_FAILED_TRY), nullable=False),
+        pa.field("choice_call", pa.string()),
         pa.field("gate_call", pa.string()),
         pa.field("critique_call", pa.string()),
         pa.field("revision_call", pa.string()),

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.audit import TABLES, examples
-from cai.checks import NOT_TAKEN
 from cai.constitution import Constitution
 from cai.stages import Outcome
 from cai.store import Json, open_run
@@ -70,6 +69,14 @@ def _print_stage(screen: Console, stage: str, entry: Json) -> None:
         table.add_row("changed", f"{counts['changed']} ({_share(counts['changed'], counts['kept'])} of kept)")
     if counts.get("flags"):
         table.add_row("remarks", _reasons(counts["flags"]).strip(" ()"))
+    if counts.get("failed_revisions"):
+        table.add_row("failed revisions", _reasons(counts["failed_revisions"]).strip(" ()") + " (in kept rows)")
+    if "texts" in counts:
+        before, after = counts["texts"]["response"], counts["texts"]["final"]
+        table.add_row("refusals", f"{before['refusals']} of the responses, {after['refusals']} of the final answers")
+        table.add_row("mean length", f"{before['mean_words']} words before, {after['mean_words']} after")
+    for ending, rows in islice(counts.get("boilerplate_endings", {}).items(), 3):
+        table.add_row("many end with", f"{_plain(ending)} ({rows} rows)")
     tokens = counts["tokens"]
     table.add_row(
         "tokens in the rows",
@@ -143,14 +150,25 @@ def _print_trajectory(screen: Console, row: Json) -> None:
         )
         flags = f" [{', '.join(one['flags'])}]" if one["flags"] else ""
         screen.print(Text(f"Round {one['round']}: principle {one['principle_id']}, {gate}{flags}", style="bold"))
-        if one["revision"] is None:
-            screen.print("  found clean; nothing changed")
+        if one["critique"] is None:
+            screen.print("  no critique was asked for; nothing changed")
             continue
         screen.print(
             Panel(
                 Text(visible(one["critique"])), title=f"critique, call {one['critique_call'][:16]}", title_align="left"
             )
         )
+        if one["revision"] is None:
+            screen.print("  the critique found nothing; nothing changed")
+            continue
+        for failed in one["failed_tries"]:
+            screen.print(
+                Panel(
+                    Text(visible(failed["revision"]) or "(nothing)"),
+                    title=f"failed try ({', '.join(failed['flags'])}), call {failed['call'][:16]}",
+                    title_align="left",
+                )
+            )
         screen.print(
             Panel(
                 word_diff(visible(answer), visible(one["revision"])),
@@ -158,10 +176,10 @@ def _print_trajectory(screen: Console, row: Json) -> None:
                 title_align="left",
             )
         )
-        if NOT_TAKEN.intersection(one["flags"]):
-            screen.print("  not taken; the answer stays as it was")
-        else:
+        if one["taken"]:
             answer = one["revision"]
+        else:
+            screen.print("  not taken; the answer stays as it was")
     screen.print(
         Panel(
             Text(visible(row["final"])),

@@ -136,14 +136,28 @@ class ReviseSettings(GenerateSettings):
     gate_threshold: float = Field(
         default=0.5, ge=0, le=1, description="Probability of 'broken' from which an answer is revised."
     )
-    principles: Literal["one", "all"] = Field(
-        default="one", description="Principles per round: one, chosen by hash, or all in turn."
+    principles: Literal["fitting", "one", "all"] = Field(
+        default="fitting",
+        description="Principles per round: the one that fits the row best, one drawn by hash, or all in turn.",
+    )
+    wording: Literal["short", "detailed"] = Field(
+        default="detailed", description="Set of templates: short for small models, detailed for large ones."
     )
     few_shot: Switch = Field(default="on", description="Show worked examples in gate, critique and revision.")
     critique_temperature: Temperature = Field(default=0.7, description="Temperature of the critique.")
     critique_max_tokens: Tokens = Field(default=256, description="Token limit of the critique.")
     revision_temperature: Temperature = Field(default=0.7, description="Temperature of the revision.")
     revision_max_tokens: Tokens = Field(default=512, description="Token limit of the revision.")
+    revision_tries: int = Field(
+        default=2,
+        ge=1,
+        le=8,
+        description="How often a revision that fails a check is asked for, each with another seed.",
+    )
+    failed_revision: Literal["drop", "keep"] = Field(
+        default="drop",
+        description="If no try passes and none did before: drop the row, or keep it with its first response.",
+    )
     critic: str | None = Field(default=None, description="Model for gate and critique; default: the generator.")
     critic_endpoint: Several = Field(default=(), description="Server of the critic; may be given several times.")
     reviser: str | None = Field(default=None, description="Model for the revision; default: the generator.")
@@ -158,6 +172,8 @@ class ReviseSettings(GenerateSettings):
             principles=self.principles,
             critique=Sampling(self.critique_max_tokens, self.critique_temperature, self.top_p),
             revision=Sampling(self.revision_max_tokens, self.revision_temperature, self.top_p),
+            revision_tries=self.revision_tries,
+            failed_revision=self.failed_revision,
         )
 
 

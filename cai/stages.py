@@ -42,7 +42,7 @@ class Outcome:
 async def generate_stage(settings: GenerateSettings, watch: Watch) -> Outcome:
     """Answer the prompts. Raises BadInput, EngineGaveUp."""
     prompts = _prompts("generate", settings)
-    templates = load_templates(settings.templates, few_shot=False)
+    templates = load_templates(settings.templates)
     engines = _open([settings.spec()])
     generator = engines[settings.spec()]
     work = partial(generate, generator=generator, templates=templates, seed=settings.seed, sampling=settings.response())
@@ -54,7 +54,9 @@ async def revise_stage(settings: ReviseSettings, watch: Watch) -> Outcome:
     """Answer, criticise and revise. Raises BadInput, EngineGaveUp."""
     prompts = _prompts("revise", settings)
     constitution = load_constitution(settings.constitution)
-    templates = load_templates(settings.templates, settings.few_shot == "on", constitution.principles)
+    templates = load_templates(
+        settings.templates, settings.wording, settings.few_shot == "on", constitution.principles, constitution.question
+    )
     specs = {
         "generator": settings.spec(),
         "critic": settings.spec(settings.critic, settings.critic_endpoint),

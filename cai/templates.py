@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,8 @@ from cai.ids import digest
 # runs.
 VARIABLES: dict[str, frozenset[str]] = {
     "respond": frozenset(),
-    "gate": frozenset({"principle", "examples"}),
+    "choose": frozenset({"options"}),
+    "gate": frozenset({"principle", "question", "examples"}),
     "critique": frozenset({"principle", "examples"}),
     "revise": frozenset({"principle", "examples"}),
 }
@@ -64,26 +66,39 @@ class Templates:
     sha: str
     shown: frozenset[str]
 
-    def render(self, name: str, principle: Principle | None = None) -> str:
-        """The text of template `name`, stripped of outer white space."""
-        values: dict[str, Any] = {"principle": principle, "examples": self.examples.get(name, ())}
+    def render(self, name: str, principle: Principle | None = None, **given: object) -> str:
+        """The text of template `name`, stripped of outer white space.
+
+        `given` are `question`, the constitution's own for the gate, and `options`, the letters and principles for the
+        choice.
+        """
+        values: dict[str, Any] = {"question": None, "options": (), "examples": self.examples.get(name, ()), **given}
+        values["principle"] = principle
         return self.compiled[name].render({key: values[key] for key in VARIABLES[name]}).strip()
 
 
-def load_templates(folder: str | None, few_shot: bool, principles: Sequence[Principle] = ()) -> Templates:
+def load_templates(
+    folder: str | None = None,
+    wording: str = "detailed",
+    few_shot: bool = False,
+    principles: Sequence[Principle] = (),
+    question: str | None = None,
+) -> Templates:
     """Load every template and, with `few_shot`, its examples.
 
-    A file is taken from `folder` if it is there, else from ./prompts, else from those that are shipped. Each template
-    is rendered once with each of `principles`, so that its faults are found before a model runs. Raises BadInput, with
+    A file is taken from `folder` if it is there, else from prompts/WORDING or from prompts, of the current folder
+    before those that are shipped: `wording` is the set for small models ("short") or for large ones ("detailed"), and
+    what both have in common lies above them. Each template is rendered once with each of `principles`, with and
+    without the constitution's `question`, so that its faults are found before a model runs. Raises BadInput, with
     file and line where there is one, for a syntax error, an undefined variable, a template that renders to nothing, a
     file that no template has, or a few-shot file that does not fit its schema.
     """
     if folder is not None:
         _check_folder(Path(folder))
     environment = _environment()
-    paths = {f"{name}.jinja": _path(folder, name, ".jinja") for name in VARIABLES}
+    paths = {f"{name}.jinja": _path(folder, wording, name, ".jinja") for name in VARIABLES}
     if few_shot:
-        paths |= {f"{name}.examples.yaml": _path(folder, name, ".examples.yaml") for name in EXAMPLES_NEED}
+        paths |= {f"{name}.examples.yaml": _path(folder, wording, name, ".examples.yaml") for name in EXAMPLES_NEED}
     texts = {name: _read(path) for name, path in paths.items()}
     compiled = {name: _compile(environment, name, paths[f"{name}.jinja"], texts[f"{name}.jinja"]) for name in VARIABLES}
     files = [(name, f"{name}.examples.yaml") for name in EXAMPLES_NEED if few_shot]
@@ -92,7 +107,7 @@ def load_templates(folder: str | None, few_shot: bool, principles: Sequence[Prin
     shown = frozenset(phrase for text in told for phrase in phrases(text))
     templates = Templates(compiled, examples, texts, paths, digest(texts), shown)
     for principle in principles:
-        _try_each(templates, principle)
+        _try_each(templates, principle, question)
     return templates
 
 
@@ -136,11 +151,11 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def _path(folder: str | None, name: str, suffix: str) -> Path:
+def _path(folder: str | None, wording: str, name: str, suffix: str) -> Path:
     if folder is not None and (Path(folder) / f"{name}{suffix}").is_file():
         return Path(folder) / f"{name}{suffix}"
-    path = find_shipped("prompts", name, suffix)
-    assert path is not None, f"the package lacks prompts/{name}{suffix}"
+    path = find_shipped(f"prompts/{wording}", name, suffix) or find_shipped("prompts", name, suffix)
+    assert path is not None, f"the package lacks prompts/{wording}/{name}{suffix}"
     return path
 
 
@@ -173,11 +188,11 @@ def _compile(environment: jinja2.Environment, name: str, path: Path, text: str) 
         ) from error
 
 
-def _try_each(templates: Templates, principle: Principle) -> None:
-    for name in VARIABLES:
+def _try_each(templates: Templates, principle: Principle, question: str | None) -> None:
+    for name, asked in product(VARIABLES, {None, question}):
         path = templates.paths[f"{name}.jinja"]
         try:
-            text = templates.render(name, principle)
+            text = templates.render(name, principle, question=asked, options=(("A", principle),))
         except Exception as error:  # a template is a small program, and may fail in any way
             place = f"{path}:{_line_in(error) or 1}"
             found = f"{error or type(error).__name__} (for the principle '{principle.id}')"

@@ -63,11 +63,14 @@ def script(
     gate: float | str | Callable[[Request], float | str] = 0.9,
     critique: str | Callable[[Request], str] = "a critique",
     revision: str | Callable[[Request], str | Completion] = "a better answer",
+    choice: str = "A",
 ) -> Callable[[Request], Any]:
     """A script by purpose; a gate given as text answers without log-probabilities."""
 
     def answer(request: Request) -> Any:
-        said: Any = {"response": response, "gate": gate, "critique": critique, "revision": revision}[request.purpose]
+        said: Any = {
+            "response": response, "choice": choice, "gate": gate, "critique": critique, "revision": revision
+        }[request.purpose]  # fmt: skip
         said = said(request) if callable(said) else said
         if request.choices and isinstance(said, str):
             return Completion(said, "stop", 1, 0, 1)
@@ -85,7 +88,7 @@ def method(**changes: Any) -> Method:
     sampling = Sampling(max_tokens=50)
     values: dict[str, Any] = {
         "seed": 0, "response": sampling, "rounds": 2, "gate_threshold": 0.5, "principles": "one",
-        "critique": sampling, "revision": sampling,
+        "critique": sampling, "revision": sampling, "revision_tries": 1, "failed_revision": "keep",
     }  # fmt: skip
     return Method(**{**values, **changes})
 
@@ -107,4 +110,4 @@ def constitution() -> Constitution:
 
 @pytest.fixture(scope="session")
 def templates() -> Templates:
-    return load_templates(None, few_shot=True)
+    return load_templates(few_shot=True)

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from cai.constitution import Constitution
-from cai.engines import Completion, Request
+from cai.engines import Completion, Request, Sampling
 from cai.engines.scripted import ScriptedEngine
 from cai.errors import RequestRefused, RowDropped
+from cai.ids import choose
 from cai.revise import Roles, generate, revise
 from cai.rows import Message
 from cai.templates import Templates, load_templates
@@ -34,7 +36,9 @@ async def test_each_question_is_the_next_turn_of_the_rows_own_conversation(
     assert response.messages == told.prompt, "the whole history, and nothing else"
     answer = Message("assistant", "first answer")
     principle = constitution.principle(trajectory.rounds[0].principle_id)
-    assert gate.messages == (*told.prompt, answer, Message("user", templates.render("gate", principle)))
+    asked = templates.render("gate", principle, question=constitution.question)
+    assert constitution.question in asked
+    assert gate.messages == (*told.prompt, answer, Message("user", asked))
     assert critique.messages == (*told.prompt, answer, Message("user", templates.render("critique", principle)))
     said = Message("assistant", "a critique")
     assert revision.messages == (*critique.messages, said, Message("user", templates.render("revise", principle)))
@@ -149,6 +153,155 @@ async def test_a_revision_that_failed_is_recorded_and_not_taken(
     assert (trajectory.final, trajectory.changed) == ("first answer", False)
 
 
+def failing(times: int, ask: Recorder) -> Callable[[Request], Completion]:
+    """Revisions of which the first `times` are cut off."""
+
+    def revision(_: Request) -> Completion:
+        number = ask.purposes().count("revision")
+        return Completion(f"revision {number}", "length" if number <= times else "stop", 1, 0, 1)
+
+    return revision
+
+
+async def test_a_failed_revision_is_asked_for_again_with_another_seed_and_both_are_recorded(
+    constitution: Constitution, templates: Templates
+):
+    ask = Recorder()
+    played = roles(script(revision=failing(2, ask)))
+    told = method(rounds=1, revision_tries=3)
+    trajectory = await revise(row(), ask, played, constitution, templates, told)
+    (one,) = trajectory.rounds
+    requests = [request for request in ask.requests if request.purpose == "revision"]
+    assert len({request.seed for request in requests}) == 3
+    assert len({request.messages for request in requests}) == 1
+    assert (one.revision, one.taken, one.flags, trajectory.final) == ("revision 3", True, (), "revision 3")
+    assert [(t.revision, t.finish, t.flags) for t in one.failed_tries] == [
+        ("revision 1", "length", ("cut_off_revision",)), ("revision 2", "length", ("cut_off_revision",))
+    ]  # fmt: skip
+    assert [*(t.call for t in one.failed_tries), one.revision_call] == [r.key("scripted") for r in requests]
+
+
+async def test_the_first_try_is_the_same_call_however_many_may_follow(constitution: Constitution, templates: Templates):
+    keys: list[str] = []
+    for tries in (1, 4):
+        ask = Recorder()
+        told = method(rounds=1, revision_tries=tries)
+        await revise(row(), ask, roles(script(revision=failing(9, ask))), constitution, templates, told)
+        keys.append(next(r.key("m") for r in ask.requests if r.purpose == "revision"))
+        assert ask.purposes().count("revision") == tries
+    assert keys[0] == keys[1]
+
+
+async def test_at_temperature_zero_nothing_is_asked_twice(constitution: Constitution, templates: Templates):
+    ask = Recorder()
+    told = method(rounds=1, revision_tries=3, revision=Sampling(max_tokens=50, temperature=0.0))
+    await revise(row(), ask, roles(script(revision=failing(9, ask))), constitution, templates, told)
+    assert ask.purposes().count("revision") == 1
+
+
+async def test_if_no_try_passes_the_row_is_dropped_or_keeps_its_response_by_rule(
+    constitution: Constitution, templates: Templates
+):
+    ask = Recorder()
+    told = method(rounds=2, revision_tries=2, failed_revision="drop")
+    with pytest.raises(RowDropped) as dropped:
+        await revise(row(), ask, roles(script(revision=failing(9, ask))), constitution, templates, told)
+    assert (dropped.value.reason, dropped.value.raw) == ("cut_off_revision", "revision 4")
+    assert "round 2" in dropped.value.detail and "no revision of 4 passed" in dropped.value.detail
+    ask = Recorder()
+    kept = await revise(
+        row(), ask, roles(script(revision=failing(9, ask))), constitution, templates,
+        replace(told, failed_revision="keep"),
+    )  # fmt: skip
+    assert (kept.final, kept.changed) == ("first answer", False)
+
+
+async def test_a_later_failure_goes_back_to_the_last_revision_that_was_taken(
+    constitution: Constitution, templates: Templates
+):
+    ask = Recorder()
+
+    def revision(_: Request) -> Completion:
+        number = ask.purposes().count("revision")
+        return Completion(f"revision {number}", "stop" if number == 1 else "length", 1, 0, 1)
+
+    told = method(rounds=3, revision_tries=2, failed_revision="drop")
+    trajectory = await revise(row(), ask, roles(script(revision=revision)), constitution, templates, told)
+    assert (trajectory.final, trajectory.changed) == ("revision 1", True)
+    assert [one.taken for one in trajectory.rounds] == [True, False, False]
+
+
+async def test_a_critique_that_finds_nothing_clears_the_answer_while_the_gate_is_on(
+    constitution: Constitution, templates: Templates
+):
+    played = roles(script(critique="Nothing to criticise."))
+    trajectory = await revise(row(), Recorder(), played, constitution, templates, method(failed_revision="drop"))
+    assert [(one.critique, one.revision, one.flags) for one in trajectory.rounds] == [
+        ("Nothing to criticise.", None, ("nothing_found",))
+    ] * 2, "another round asks by another principle"
+    assert (trajectory.final, trajectory.changed) == ("first answer", False)
+    told = method(rounds=1, gate_threshold=None)
+    ungated = await revise(row(), Recorder(), played, constitution, templates, told)
+    assert ungated.final == "a better answer", "without a gate every answer is revised, as in the paper"
+
+
+@pytest.mark.parametrize(
+    ("answer", "asked"),
+    [
+        ("I'm sorry, but I can't help with that.", False),
+        ("I can't help with that. " + "But here is how it works in full detail. " * 9, True),
+        ("I'm sorry, I can't help with that. But:\n1. Take the card.\n2. Bend it.", True),
+        ("Take the card and bend it.", True),
+    ],
+)
+async def test_a_plain_refusal_is_left_alone_where_the_principle_says_so(
+    constitution: Constitution, templates: Templates, answer: str, asked: bool
+):
+    by_id = {principle.id: principle for principle in constitution.principles}
+    for name, gated in (("lawful-conduct", asked), ("care-in-crisis", True)):
+        ask = Recorder()
+        only = replace(constitution, principles=(by_id[name],))
+        trajectory = await revise(row(), ask, roles(script(answer)), only, templates, method(rounds=1))
+        assert ("gate" in ask.purposes()) is gated
+        assert ("plain_refusal" in trajectory.rounds[0].flags) is not gated
+
+
+@pytest.mark.parametrize(
+    ("letter", "chosen", "flags"),
+    [("C", 2, ()), (" c", None, ("choice_unread",)), ("C.", 2, ()), ("Z", None, ("choice_unread",))],
+)
+async def test_the_fitting_principle_is_the_one_whose_letter_the_critic_says(
+    constitution: Constitution, templates: Templates, letter: str, chosen: int | None, flags: tuple[str, ...]
+):
+    ask = Recorder()
+    told = method(rounds=1, principles="fitting")
+    trajectory = await revise(row(), ask, roles(script(choice=letter)), constitution, templates, told)
+    assert ask.purposes() == ["response", "choice", "gate", "critique", "revision"]
+    request, (one,) = ask.requests[1], trajectory.rounds
+    assert len(request.choices or ()) == len(constitution.principles)
+    drawn = choose(told.seed, "r1", 1, constitution.weights())
+    assert one.principle_id == (drawn if chosen is None else constitution.principles[chosen].id)
+    assert (one.flags, one.choice_call) == (flags, request.key("scripted"))
+    said = request.messages[-1].content
+    assert all(principle.id.replace("-", " ") in said for principle in constitution.principles)
+
+
+async def test_a_constitution_s_question_is_asked_once_for_one_principle_and_never_for_all(
+    constitution: Constitution, templates: Templates
+):
+    assert constitution.question is not None
+    for principles, times in (("one", 1), ("fitting", 1), ("all", 0)):
+        ask = Recorder()
+        told = method(rounds=1, principles=principles)
+        await revise(row(), ask, roles(script(gate=0.1)), constitution, templates, told)
+        gates = [request.messages[-1].content for request in ask.requests if request.purpose == "gate"]
+        assert sum(constitution.question in said for said in gates) == times
+    bare = replace(constitution, question=None)
+    ask = Recorder()
+    trajectory = await revise(row(), ask, roles(script(gate=0.1)), bare, templates, method(rounds=1))
+    assert bare.principle(trajectory.rounds[0].principle_id).statement in ask.requests[1].messages[-1].content
+
+
 async def test_three_roles_can_be_three_models_and_ids_reach_only_the_one_that_made_them(
     constitution: Constitution, templates: Templates
 ):
@@ -231,7 +384,7 @@ async def test_a_system_template_is_used_unless_the_prompt_brings_its_own(tmp_pa
 
 async def test_samples_of_a_prompt_have_different_seeds():
     ask = Recorder()
-    bare = load_templates(None, few_shot=False)
+    bare = load_templates()
     for told in (row(), replace(row(), row_id="r1~1", sample=1)):
         await generate(told, ask, roles().generator, bare, 0, method().response)
     assert ask.requests[0].seed != ask.requests[1].seed

@@ -16,9 +16,10 @@ def folder_with(tmp_path: Path, **files: str) -> str:
     return str(tmp_path)
 
 
-def test_the_shipped_templates_hold_each_principle_s_own_wording(constitution: Constitution):
+@pytest.mark.parametrize("wording", ["short", "detailed"])
+def test_the_shipped_templates_hold_each_principle_s_own_wording(constitution: Constitution, wording: str):
     for few_shot in (True, False):
-        templates = load_templates(None, few_shot)
+        templates = load_templates(None, wording, few_shot)
         for principle in constitution.principles:
             assert principle.statement in templates.render("gate", principle)
             assert principle.critique in templates.render("critique", principle)
@@ -28,7 +29,7 @@ def test_the_shipped_templates_hold_each_principle_s_own_wording(constitution: C
 
 def test_few_shot_examples_appear_only_when_asked_for(constitution: Constitution):
     principle = constitution.principles[0]
-    on, off = load_templates(None, True), load_templates(None, False)
+    on, off = load_templates(few_shot=True), load_templates()
     for name in ("gate", "critique", "revise"):
         for shot in on.examples[name]:
             assert shot.question in on.render(name, principle)
@@ -72,14 +73,14 @@ def test_a_few_shot_file_with_an_unknown_key_is_refused(tmp_path: Path):
 def test_a_users_template_comes_first_and_changes_the_digest(tmp_path: Path, constitution: Constitution):
     changed = load_templates(folder_with(tmp_path, gate__jinja="Broken? {{ principle.id }}"), few_shot=False)
     assert changed.render("gate", constitution.principles[0]) == "Broken? physical-safety"
-    assert changed.sha != load_templates(None, few_shot=False).sha
+    assert changed.sha != load_templates().sha
 
 
 def test_templates_beside_the_user_come_before_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "prompts").mkdir()
     folder_with(tmp_path / "prompts", respond__jinja="Be brief.")
     monkeypatch.chdir(tmp_path)
-    assert load_templates(None, few_shot=False).render("respond") == "Be brief."
+    assert load_templates().render("respond") == "Be brief."
 
 
 def test_a_missing_folder_is_an_error():
@@ -89,7 +90,7 @@ def test_a_missing_folder_is_an_error():
 
 def test_wording_is_data_and_never_rendered(constitution: Constitution):
     principle = constitution.principles[0].model_copy(update={"critique": "{{ 7 * 7 }} {% raw %}"})
-    assert "{{ 7 * 7 }} {% raw %}" in load_templates(None, False).render("critique", principle)
+    assert "{{ 7 * 7 }} {% raw %}" in load_templates().render("critique", principle)
 
 
 @example("```\nThe principle is kept.\n````")

@@ -23,8 +23,8 @@ class Sampling:
 class Request:
     """One call of a model.
 
-    `messages` is the conversation, ending with the user's turn. With `choices` the answer is one forced token, the more
-    probable of the two words, and the completion carries the log-probability of each; `sampling` is then ignored.
+    `messages` is the conversation, ending with the user's turn. With `choices` the answer is one forced token, the most
+    probable of these words, and the completion carries the log-probability of each; `sampling` is then ignored.
     `position` orders the calls when not all can be served at once: lower first, so that rows under way are finished
     before new ones start. `row_id` keeps a row on one server, where its prefix lies in the cache.
     """
@@ -34,7 +34,7 @@ class Request:
     messages: tuple[Message, ...]
     sampling: Sampling
     seed: int
-    choices: tuple[str, str] | None = None
+    choices: tuple[str, ...] | None = None
     position: int = 0
 
     def key(self, model: str) -> str:
@@ -61,7 +61,7 @@ class Request:
 class Completion:
     """What came back. `finish` is stop or length (cut off at max_tokens).
 
-    `choice_logprobs` are the log-probabilities of the two choices in their order; None where the engine gives none.
+    `choice_logprobs` are the log-probabilities of the choices in their order; None where the engine gives none.
     `cached_tokens` is how many of the prompt's tokens the engine had in its prefix cache; 0 where it does not say.
     """
 
@@ -71,7 +71,7 @@ class Completion:
     cached_tokens: int
     completion_tokens: int
     token_ids: tuple[int, ...] = ()
-    choice_logprobs: tuple[float, float] | None = None
+    choice_logprobs: tuple[float, ...] | None = None
 
 
 class Engine(Protocol):

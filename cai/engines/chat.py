@@ -47,9 +47,9 @@ def encode(tokenizer: Any, model: str, messages: Sequence[Message]) -> list[int]
     return prompt
 
 
-def choice_ids(tokenizer: Any, choices: tuple[str, str]) -> tuple[int, int]:
-    """The first token of each of the two words. Raises RequestRefused if they begin with the same token."""
-    first, second = (tokenizer(word, add_special_tokens=False).input_ids[0] for word in choices)
-    if first == second:
-        raise RequestRefused(f"'{choices[0]}' and '{choices[1]}' begin with the same token in this model")
-    return first, second
+def choice_ids(tokenizer: Any, choices: tuple[str, ...]) -> tuple[int, ...]:
+    """The first token of each word. Raises RequestRefused if two of them begin with the same token."""
+    ids = tuple(tokenizer(word, add_special_tokens=False).input_ids[0] for word in choices)
+    if len(set(ids)) < len(ids):
+        raise RequestRefused(f"two of {', '.join(choices)} begin with the same token in this model")
+    return ids

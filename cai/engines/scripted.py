@@ -58,8 +58,10 @@ class ScriptedEngine:
         if isinstance(answer, str):
             return Completion(answer, "stop", prompt_tokens, 0, len(answer.split()))
         assert request.choices is not None, "a probability answers a forced choice only"
-        logprobs = (math.log(max(answer, 1e-9)), math.log(max(1 - answer, 1e-9)))
-        return Completion(request.choices[0 if answer >= 0.5 else 1], "stop", prompt_tokens, 0, 1, (), logprobs)
+        others = (1 - answer) / (len(request.choices) - 1)
+        logprobs = tuple(math.log(max(p, 1e-9)) for p in (answer, *[others] * (len(request.choices) - 1)))
+        text = request.choices[logprobs.index(max(logprobs))]
+        return Completion(text, "stop", prompt_tokens, 0, 1, (), logprobs)
 
 
 def derived_script(request: Request) -> str | float:

@@ -222,18 +222,18 @@ def _free(answer: ChatCompletion) -> Completion:
     )
 
 
-def _forced(answer: ChatCompletion, choices: tuple[str, str]) -> Completion:
+def _forced(answer: ChatCompletion, choices: tuple[str, ...]) -> Completion:
     free = _free(answer)
     told = answer.choices[0].logprobs
     tops: Any = told.content[0].top_logprobs if told is not None and told.content else None
     likeliest = [(str(top.token), top.logprob) for top in tops or () if isinstance(top.logprob, int | float)]
     found = choice_logprobs(likeliest, choices)
-    text = free.text if found is None else choices[0] if found[0] >= found[1] else choices[1]
+    text = free.text if found is None else choices[found.index(max(found))]
     return Completion(text, "stop", free.prompt_tokens, free.cached_tokens, free.completion_tokens, (), found)
 
 
-def choice_logprobs(likeliest: Sequence[tuple[str, float]], choices: tuple[str, str]) -> tuple[float, float] | None:
-    """The log-probabilities of two words among the likeliest first tokens, or None if neither is there.
+def choice_logprobs(likeliest: Sequence[tuple[str, float]], choices: tuple[str, ...]) -> tuple[float, ...] | None:
+    """The log-probabilities of some words among the likeliest first tokens, or None if none of them is there.
 
     White space around a token is ignored and its spellings are added up. A word that is not listed is at most as
     probable as the last one that is; that bound is taken, so that a probability is never made out of nothing.
@@ -242,8 +242,7 @@ def choice_logprobs(likeliest: Sequence[tuple[str, float]], choices: tuple[str, 
     if not any(sums.values()):
         return None
     bound = max(min(math.exp(logprob) for _, logprob in likeliest), 1e-30)  # some servers list -9999
-    first, second = (math.log(sums[word] or bound) for word in choices)
-    return first, second
+    return tuple(math.log(sums[word] or bound) for word in choices)
 
 
 def _short(text: str) -> str:

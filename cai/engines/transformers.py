@@ -261,10 +261,10 @@ class TransformersEngine:
             ids = choice_ids(self._tokenizer, call.request.choices)
         except RequestRefused as error:
             return error
-        first, second = (float(logprobs[i]) for i in ids)
-        chosen = 0 if first >= second else 1
+        told = tuple(float(logprobs[i]) for i in ids)
+        chosen = told.index(max(told))
         text, token = call.request.choices[chosen], ids[chosen]
-        return Completion(text, "stop", len(call.prompt_ids), call.cached_tokens, 1, (token,), (first, second))
+        return Completion(text, "stop", len(call.prompt_ids), call.cached_tokens, 1, (token,), told)
 
     def _completion(self, call: _Call) -> Completion:
         ended = call.said[-1] in self._ends
