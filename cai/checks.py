@@ -98,14 +98,14 @@ def _unchanged(attempt: Attempt) -> bool:
 
 
 def _copied_critique(attempt: Attempt) -> bool:
-    """Half of it stands in the critique and not in the answer (a critique quotes the answer, and may)."""
-    same = bool(attempt.revision.strip()) and _words(attempt.revision) == _words(attempt.critique)
-    return same or _share_of_copied(attempt.revision, attempt.critique, attempt.answer) >= 0.5
-
-
-def _copied_example(attempt: Attempt) -> bool:
-    known = phrases(attempt.asked) | phrases(attempt.answer)
-    return bool((attempt.shown & phrases(attempt.revision)) - known)
+    """It opens as the critique does, or half of it stands there and not in the answer (a critique may quote that)."""
+    new, critique, old = (_words(text) for text in (attempt.revision, attempt.critique, attempt.answer))
+    opening = new[:5]
+    return bool(new) and (
+        new == critique
+        or (len(opening) == 5 and opening == critique[:5] != old[:5])
+        or _share_of_copied(attempt.revision, attempt.critique, attempt.answer) >= 0.5
+    )
 
 
 def _copied_request(attempt: Attempt) -> bool:

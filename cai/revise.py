@@ -1,6 +1,6 @@
 """The supervised phase of Constitutional AI, one row from top to bottom (Bai et al. 2022, section 3).
 
-    prompt -> response -> [ is the principle broken? -> critique -> revision ] x rounds -> trajectory
+    prompt -> response -> [ which principle? -> is it broken? -> critique -> revision -> checks ] x rounds -> trajectory
 
 Every question is the next turn of the row's own conversation, as in the paper: the model is shown the whole history,
 the answer as its own last turn, and then the request. That is also the cheapest order, since a call's prompt begins

@@ -143,7 +143,7 @@ class ReviseSettings(GenerateSettings):
     wording: Literal["short", "detailed"] = Field(
         default="detailed", description="Set of templates: short for small models, detailed for large ones."
     )
-    few_shot: Switch = Field(default="on", description="Show worked examples in gate, critique and revision.")
+    few_shot: Switch = Field(default="off", description="Show worked examples in gate, critique and revision.")
     critique_temperature: Temperature = Field(default=0.7, description="Temperature of the critique.")
     critique_max_tokens: Tokens = Field(default=256, description="Token limit of the critique.")
     revision_temperature: Temperature = Field(default=0.7, description="Temperature of the revision.")

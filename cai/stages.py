@@ -22,7 +22,7 @@ from cai.errors import BadInput, CheckFailed
 from cai.ids import digest
 from cai.inputs import Chunk, Prompts
 from cai.journal import OtherRuns, Tally
-from cai.revise import Roles, generate, revise
+from cai.revise import LETTERS, Roles, generate, revise
 from cai.rows import Drop
 from cai.runner import Watch, Work, run_chunks
 from cai.settings import GenerateSettings, ReviseSettings
@@ -57,6 +57,11 @@ async def revise_stage(settings: ReviseSettings, watch: Watch) -> Outcome:
     templates = load_templates(
         settings.templates, settings.wording, settings.few_shot == "on", constitution.principles, constitution.question
     )
+    if settings.principles == "fitting" and len(constitution.principles) > len(LETTERS):
+        raise BadInput(
+            "--principles fitting", f"{len(constitution.principles)} principles in {constitution.path}",
+            f"at most {len(LETTERS)}, one for each letter", "Take --principles one or all.",
+        )  # fmt: skip
     specs = {
         "generator": settings.spec(),
         "critic": settings.spec(settings.critic, settings.critic_endpoint),

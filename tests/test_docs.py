@@ -8,10 +8,10 @@ import click
 import pytest
 import yaml
 
-from cai.checks import NOT_TAKEN, revision_flags
+from cai.checks import CHECKS, CHOICE_UNREAD, GATE_FROM_TEXT, GATE_UNREAD, PLAIN_REFUSAL, critique_flags
 from cai.cli import cai
 from cai.errors import BadInput
-from cai.rows import SCHEMAS, Round
+from cai.rows import SCHEMAS, FailedTry, Round
 from cai.settings import GenerateSettings, ReviseSettings, load_settings
 from cai.templates import VARIABLES
 
@@ -61,7 +61,10 @@ def test_every_setting_is_an_option_of_its_command():
 def test_every_column_field_flag_and_template_is_documented():
     text = TEXTS["docs/tables.md"]
     names = {name for schema in SCHEMAS.values() for name in schema.names} | {field.name for field in fields(Round)}
-    names |= NOT_TAKEN | set(revision_flags("a", "", "length", "a", "length", frozenset()))
+    names |= {field.name for field in fields(FailedTry)}
+    names |= {*CHECKS, CHOICE_UNREAD, GATE_FROM_TEXT, GATE_UNREAD, PLAIN_REFUSAL}
+    names |= set(critique_flags("a b c d e f", " ", "length"))
+    names |= set(critique_flags("a b c d e f", "a b c d e f: nothing to criticise.", "stop"))
     assert {name for name in names if f"`{name}`" not in text} == set()
     assert {name for name in VARIABLES if f"`{name}.jinja`" not in TEXTS["docs/running.md"]} == set()
 
@@ -87,7 +90,7 @@ def test_the_published_protocol_is_what_the_paper_did():
     method = settings.method()
     assert (method.rounds, method.gate_threshold, method.principles) == (4, None, "one")
     assert {method.response.temperature, method.critique.temperature, method.revision.temperature} == {1.0}
-    assert settings.few_shot == "on"
+    assert (settings.few_shot, settings.failed_revision) == ("on", "keep")
 
 
 @pytest.mark.parametrize(
@@ -123,9 +126,9 @@ def test_a_mistake_on_the_command_line_names_the_option(given: dict[str, object]
 
 
 def test_options_come_before_the_file_and_yaml_words_for_switches_are_understood(tmp_path: Path):
-    (tmp_path / "mine.yaml").write_text("prompts: p\nout: o\nrounds: 3\nseed: 4\ngate: off\nfew_shot: no\n")
+    (tmp_path / "mine.yaml").write_text("prompts: p\nout: o\nrounds: 3\nseed: 4\ngate: off\nfew_shot: yes\n")
     settings = load_settings(ReviseSettings, str(tmp_path / "mine.yaml"), {"rounds": 1})
-    assert (settings.rounds, settings.seed, settings.gate, settings.few_shot) == (1, 4, "off", "off")
+    assert (settings.rounds, settings.seed, settings.gate, settings.few_shot) == (1, 4, "off", "on")
     (tmp_path / "mine.yaml").write_text("prompts: p\nout: o\nendpoint: http://x\nreuse: [a, b]\n")
     settings = load_settings(ReviseSettings, str(tmp_path / "mine.yaml"), {})
     assert (settings.endpoint, settings.reuse) == (("http://x",), ("a", "b"))

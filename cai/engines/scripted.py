@@ -65,11 +65,13 @@ class ScriptedEngine:
 
 
 def derived_script(request: Request) -> str | float:
-    """Different for every request, the same for equal ones: a probability for a gate, a short sentence otherwise."""
+    """Different for every request, the same for equal ones: a probability for two words, one of several words, or else
+    a short sentence."""
     key = request.key("scripted")
-    if request.choices is not None:
-        return int(key[:8], 16) / 2**32
-    return f"Scripted {request.purpose} {key[:8]} to: {request.messages[-1].content.split(chr(10))[0][:60]}"
+    number = int(key[:8], 16)
+    if request.choices is None:
+        return f"Scripted {request.purpose} {key[:8]}, which ends with {key[-8:]}."
+    return number / 2**32 if len(request.choices) == 2 else request.choices[number % len(request.choices)]
 
 
 def open_script(spec: Spec) -> ScriptedEngine:
