@@ -108,6 +108,11 @@ def _copied_critique(attempt: Attempt) -> bool:
     )
 
 
+def _copied_example(attempt: Attempt) -> bool:
+    known = phrases(attempt.asked) | phrases(attempt.answer)
+    return bool((attempt.shown & phrases(attempt.revision)) - known)
+
+
 def _copied_request(attempt: Attempt) -> bool:
     """It says back what it was told to do: eight words in a row of the request, or a quarter of it in runs of five."""
     told = phrases(attempt.requests) - attempt.shown
