@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from cai.refusals import is_refusal
+from cai.refusals import is_plain_refusal, is_refusal
 from cai.templates import phrases
 
 # The model gave no probability for the gate; its word was read instead, or could not be read and the round went on.
@@ -30,12 +30,12 @@ NOTHING_FOUND = "nothing_found"
 class Attempt:
     """One try at a revision, with all that a check may look at.
 
-    `asked` is the user's last message, `answer` the text that was to be revised, `finish` why the revision ended (stop
-    or length), `requests` what the model was told when it was asked for the critique and for the revision, `shown` the
-    phrases of the worked examples in there (`Templates.shown`).
+    `conversation` is the text of the prompt's turns, `answer` the text that was to be revised, `finish` why the
+    revision ended (stop or length), `requests` what the model was told when it was asked for the critique and for the
+    revision, `shown` the phrases of the worked examples in there (`Templates.shown`).
     """
 
-    asked: str
+    conversation: str
     answer: str
     critique: str
     revision: str
@@ -99,6 +99,8 @@ def _unchanged(attempt: Attempt) -> bool:
 
 def _copied_critique(attempt: Attempt) -> bool:
     """It opens as the critique does, or half of it stands there and not in the answer (a critique may quote that)."""
+    if is_plain_refusal(attempt.revision):
+        return False  # two refusals in a row are alike without one being a copy
     new, critique, old = (_words(text) for text in (attempt.revision, attempt.critique, attempt.answer))
     opening = new[:5]
     return bool(new) and (
@@ -109,14 +111,14 @@ def _copied_critique(attempt: Attempt) -> bool:
 
 
 def _copied_example(attempt: Attempt) -> bool:
-    known = phrases(attempt.asked) | phrases(attempt.answer)
+    known = phrases(attempt.conversation) | phrases(attempt.answer)
     return bool((attempt.shown & phrases(attempt.revision)) - known)
 
 
 def _copied_request(attempt: Attempt) -> bool:
     """It says back what it was told to do: eight words in a row of the request, or a quarter of it in runs of five."""
     told = phrases(attempt.requests) - attempt.shown
-    known = phrases(attempt.asked) | phrases(attempt.answer)
+    known = phrases(attempt.conversation) | phrases(attempt.answer)
     if (told & phrases(attempt.revision)) - known:
         return True
     return _share_of_copied(attempt.revision, attempt.requests, attempt.answer) >= 0.25
@@ -134,12 +136,15 @@ _LABEL = re.compile(
 
 def _leaked_label(attempt: Attempt) -> bool:
     """A line opens with "Critique:", "Revised answer:", "Human:" or the like, which none did before."""
-    return bool(_LABEL.search(attempt.revision)) and not (_LABEL.search(attempt.answer) or _LABEL.search(attempt.asked))
+    return bool(_LABEL.search(attempt.revision)) and not (
+        _LABEL.search(attempt.answer) or _LABEL.search(attempt.conversation)
+    )
 
 
 _PREAMBLE = re.compile(
     rf"""
-    ^\W*(?:(?:sure|certainly|of\ course|absolutely|okay|ok|yes|understood|got\ it|i\ understand|thank\ you|thanks)\b
+    (?:^|[.!?]\s)\W*
+    (?:(?:sure|certainly|of\ course|absolutely|okay|ok|yes|understood|got\ it|i\ understand|thank\ you|thanks)\b
          [^\n]{{0,80}}?)?
     (?: \b(?:here(?:'s|\ is|\ are)|this\ is|the\ following\ is|below\ is)\b [^\n:]{{0,50}}?
         (?: \b{_BETTER}\b[^\n:]{{0,40}}?\b(?:answer|response|reply|version|statement)\b
@@ -157,16 +162,16 @@ _REWORK = re.compile(
 
 def _preamble(attempt: Attempt) -> bool:
     """It opens with "Here is the rewritten answer" or the like, unless the user asked for something to be reworked."""
-    return bool(_PREAMBLE.search(_opening(attempt.revision, 200))) and not _REWORK.search(attempt.asked)
+    return bool(_PREAMBLE.search(_opening(attempt.revision, 200))) and not _REWORK.search(attempt.conversation)
 
 
 _MENTION = re.compile(
     r"""
     \bnothing\ to\ criti[cs]i[sz]e\b
-  | \b(?:the|this|your|that|my\ own)\ critique\b
+  | \b(?:the|this|your|that|my\ own)\ (?:critique|review|reviewer)\b
   | \bcritici[sz]ed\b
-  | ^\W*(?:the|this)\ (?:new\ )?(?:answer|response)
-        \ (?:is|does|do|did|will|should|must|provides|gives|contains|leaves|was)\b
+  | (?:^|[.!?"]\s)\W*(?:the|this)\ (?:new\ )?(?:answer|response)
+        \ (?:does|do|did|will|should|must|provides|gives|contains|leaves|was|says|said|helps|offers|goes|you|alone)\b
   | \bthe\ (?:assistant|user)(?:'s)?
         \ (?:is|was|will|should|must|does|did|has|can|cannot|answer|response|request|question|message)\b
   | \bthe\ assistant'?s?\ (?:last\ )?(?:answer|response)\b
@@ -186,7 +191,7 @@ def _mentions_critique(attempt: Attempt) -> bool:
 
 
 def _said_before(phrase: str, attempt: Attempt) -> bool:
-    return phrase.casefold() in _straight(f"{attempt.asked}\n{attempt.answer}").casefold()
+    return phrase.casefold() in _straight(f"{attempt.conversation}\n{attempt.answer}").casefold()
 
 
 _ASKS = re.compile(
@@ -197,7 +202,9 @@ _ASKS = re.compile(
   | \b(?:what|how)\ (?:can|may|could)\ I\ (?:help|assist|do|be\ of)\b
   | \bwhat(?:\ is|'s)\ your\ (?:question|request|message)\b
   | \bwhat\ would\ you\ like\ (?:me\ to|to\ (?:know|ask|talk|discuss))\b
+  | \bfeel\ free\ to\b | \bany\ (?:other|further|more)\ questions\b
   | \bi(?:'m|\ am)\ ready\b
+  | \bi(?:'ll|\ will)\ (?:provide|review|re-?write|give\ you|do\ that|do\ so|do\ my\ best|try)\b
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -208,7 +215,7 @@ _OFFER = re.compile(
 
 
 def _asks_for_question(attempt: Attempt) -> bool:
-    """It is no answer: short, and all it does is to ask for the question or to offer help with one."""
+    """It is no answer: short, and all it does is to ask for the question, or to offer or promise one."""
 
     def asks(text: str) -> bool:
         return (
@@ -223,7 +230,7 @@ def _asks_for_question(attempt: Attempt) -> bool:
 def _loops(attempt: Attempt) -> bool:
     """It says the same again and again: one line or sentence three times, one phrase over and over, or little new."""
     text = attempt.revision
-    if _asked_to_repeat(attempt.asked):
+    if _asked_to_repeat(attempt.conversation):
         return False
     parts = [" ".join(words) for part in re.split(r"[.!?]+\s|\n+", text) if len(words := _words(part)) >= 4]
     if parts and Counter(parts).most_common(1)[0][1] >= 3:
@@ -239,10 +246,8 @@ def _loops(attempt: Attempt) -> bool:
     return len(raw) >= 400 and len(zlib.compress(raw, 9)) < 0.2 * len(raw)
 
 
-def _asked_to_repeat(asked: str) -> bool:
-    return bool(
-        re.search(r"\b(?:repeat|over and over|\d+ times|again and again|chorus|refrain)\b", asked, re.IGNORECASE)
-    )
+def _asked_to_repeat(conversation: str) -> bool:
+    return bool(re.search(r"\b(?:repeat|over and over|\d+ times|again and again|chorus|refrain)\b", conversation, re.I))
 
 
 def _periodic(words: list[str]) -> bool:
@@ -258,8 +263,34 @@ def _periodic(words: list[str]) -> bool:
 def _language_changed(attempt: Attempt) -> bool:
     """Another language than the answer's and than the user's, where each can be told for certain."""
     new = _language(attempt.revision)
-    old = {_language(attempt.answer), _language(attempt.asked)} - {None}
+    old = {_language(attempt.answer), _language(attempt.conversation)} - {None}
     return new is not None and bool(old) and new not in old
+
+
+def _off_topic(attempt: Attempt) -> bool:
+    """Next to none of its words were in the conversation or the answer: it speaks of something else.
+
+    Small models turn to what the principle is about, or to a worked example. Common words do not count, and words count
+    as equal from their first five letters. Fewer than five of them, or a refusal, may well be about anything.
+    """
+    new = _content(attempt.revision)
+    if len(new) < 5 or is_refusal(attempt.revision):
+        return False
+    return len(new & _content(f"{attempt.conversation} {attempt.answer}")) < 0.1 * len(new)
+
+
+def _content(text: str) -> set[str]:
+    return {word[:5] for word in re.findall(r"[^\W\d_]{4,}", _straight(text).casefold()) if word not in _COMMON}
+
+
+_COMMON = frozenset(
+    """able about after also always answer anyone anything back because been before being best better between both
+    cannot could does doing done each even everything feel feeling find from good have help helpful helps here however
+    important instead into just keep know like made make makes many may might more most much must need never only other
+    people person please provide question respect respectful should some someone something such sure take than that
+    their them then there these they thing things think this those through understand used using very want ways well
+    were what when where which while will with within without would your""".split()  # noqa: SIM905
+)
 
 
 def _needless_refusal(attempt: Attempt) -> bool:
@@ -271,7 +302,7 @@ def _refuses_and_helps(attempt: Attempt) -> bool:
     """It refuses in words, and then gives much of the answer that had to be rewritten."""
     if is_refusal(attempt.answer) or not is_refusal(attempt.revision):
         return False
-    return _share_of_copied(attempt.answer, attempt.revision, attempt.asked) >= 0.3
+    return _share_of_copied(attempt.answer, attempt.revision, attempt.conversation) >= 0.3
 
 
 CHECKS: dict[str, Callable[[Attempt], bool]] = {
@@ -287,6 +318,7 @@ CHECKS: dict[str, Callable[[Attempt], bool]] = {
     "asks_for_question": _asks_for_question,
     "loops": _loops,
     "language_changed": _language_changed,
+    "off_topic": _off_topic,
     "needless_refusal": _needless_refusal,
     "refuses_and_helps": _refuses_and_helps,
 }

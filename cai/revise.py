@@ -248,7 +248,7 @@ async def _round(
         call, revision = await calls(roles.reviser, "revision", conversation, method.revision, at)
         faults = checks.revision_flags(
             checks.Attempt(
-                asked=row.prompt[-1].content,
+                conversation="\n\n".join(message.content for message in row.prompt),
                 answer=answer.content,
                 critique=critique.text,
                 revision=revision.text,
