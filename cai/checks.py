@@ -6,6 +6,7 @@ user asked, is no leak. Each check's precision and what they all miss are measur
 """
 
 import re
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -84,7 +85,8 @@ def last_sentence(text: str) -> str:
 
 
 def _empty(attempt: Attempt) -> bool:
-    return not attempt.revision.strip()
+    """Nothing to read: no letter, no digit and no picture, only space, marks or invisible characters."""
+    return not any(letter.isalnum() or unicodedata.category(letter) == "So" for letter in attempt.revision)
 
 
 def _cut_off(attempt: Attempt) -> bool:

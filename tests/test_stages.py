@@ -353,6 +353,32 @@ def test_the_report_adds_up_also_for_a_run_that_is_not_finished(
         assert sum(group[name] for group in by_round) == sum(group[name] for group in by_principle) > 0
 
 
+def test_the_report_counts_refusals_lengths_failures_and_boilerplate(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def answer(request: Request) -> Any:
+        number = int(request.row_id[1:])
+        if request.purpose == "response":
+            return "I can't help with that." if number < 3 else "Do it on Monday."
+        if request.purpose == "revision":
+            last = request.messages[-2].content
+            return "Critique: no" if number >= 15 else f"Answer {number} {last[-3:]}. Take good care of yourself there!"
+        return derived_script(request) if request.choices is None or len(request.choices) > 2 else 0.9
+
+    use(monkeypatch, answer)
+    run(prompts, tmp_path / "run", rounds=1, failed_revision="keep", revision_tries=2)
+    counts = report(open_run(str(tmp_path / "run")))["revise"]
+    changed = counts["changed"]
+    assert 12 <= changed <= 15, "the first three are plain refusals, and most principles leave those alone"
+    assert counts["boilerplate_endings"] == {"take good care of yourself there": changed}
+    assert counts["failed_revisions"] == {"leaked_label": 10}, "five rows, two tries each"
+    assert counts["flags"].get("plain_refusal", 0) == 15 - changed
+    assert counts["texts"]["response"] == {"refusals": 3, "mean_words": pytest.approx(4.2, abs=0.2)}
+    assert counts["texts"]["final"]["refusals"] == 15 - changed
+    (group,) = counts["by_round"].values()
+    assert (group["revisions_asked"], group["changed"]) == (changed + 10, changed)
+
+
 def test_a_run_that_keeps_nothing_fails_and_says_why(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(_: Request) -> str:
         raise RequestRefused("too long")
