@@ -126,7 +126,10 @@ def _copied_request(attempt: Attempt) -> bool:
     return _share_of_copied(attempt.revision, attempt.requests, attempt.answer) >= 0.25
 
 
-_BETTER = r"(?:re-?written|re-?worded|re-?phrased|revised|updated|improved|corrected|modified|edited|new|better|safer)"
+_BETTER = (
+    r"(?:re-?written|re-?worded|re-?phrased|revised|updated|improved|corrected|modified|edited|new|better|safer"
+    r"|alternative|different)"
+)
 _LABEL = re.compile(
     rf"""
     ^\W*(?: critique | critique\ request | revision | revision\ request | principle | human | assistant | user
@@ -171,6 +174,7 @@ _MENTION = re.compile(
     r"""
     \bnothing\ to\ criti[cs]i[sz]e\b
   | \b(?:the|this|your|that|my\ own)\ (?:critique|review|reviewer)\b
+  | \bthank(?:s|\ you)\ for\ (?:your|the)\ (?:feedback|critique|correction|clarification|response)\b
   | \bcritici[sz]ed\b
   | (?:^|[.!?"]\s)\W*(?:the|this)\ (?:new\ )?(?:answer|response)
         \ (?:does|do|did|will|should|must|provides|gives|contains|leaves|was|says|said|helps|offers|goes|you|alone)\b

@@ -24,7 +24,15 @@ SHOWN = load_templates(few_shot=True).shown
 
 
 def attempt(**given: str) -> Attempt:
-    texts = {"conversation": "", "answer": "", "critique": "", "revision": "", "finish": "stop", "requests": "", **given}
+    texts = {
+        "conversation": "",
+        "answer": "",
+        "critique": "",
+        "revision": "",
+        "finish": "stop",
+        "requests": "",
+        **given,
+    }
     return Attempt(**texts, shown=SHOWN)  # type: ignore[arg-type]
 
 
