@@ -119,11 +119,10 @@ def _copied_example(attempt: Attempt) -> bool:
 
 def _copied_request(attempt: Attempt) -> bool:
     """It says back what it was told to do: eight words in a row of the request, or a quarter of it in runs of five."""
-    told = phrases(attempt.requests) - attempt.shown
-    known = phrases(attempt.conversation) | phrases(attempt.answer)
-    if (told & phrases(attempt.revision)) - known:
+    told, known = phrases(attempt.requests) - attempt.shown, f"{attempt.conversation}\n{attempt.answer}"
+    if (told & phrases(attempt.revision)) - phrases(known):
         return True
-    return _share_of_copied(attempt.revision, attempt.requests, attempt.answer) >= 0.25
+    return _share_of_copied(attempt.revision, attempt.requests, known) >= 0.25
 
 
 _BETTER = (
@@ -151,7 +150,7 @@ _PREAMBLE = re.compile(
     (?:^|[.!?]\s)\W*
     (?:(?:sure|certainly|of\ course|absolutely|okay|ok|yes|understood|got\ it|i\ understand|thank\ you|thanks)\b
          [^\n]{{0,80}}?)?
-    (?: \b(?:here(?:'s|\ is|\ are)|this\ is|the\ following\ is|below\ is)\b [^\n:]{{0,50}}?
+    (?: \b(?:here(?:'s|\ is|\ are)|this\ is|the\ following\ is|below\ is)\b (?!\ how\b) [^\n:]{{0,50}}?
         (?: \b{_BETTER}\b[^\n:]{{0,40}}?\b(?:answer|response|reply|version|statement)\b
           | \b(?:answer|response|reply|version)\b[^\n:]{{0,30}}\b{_BETTER}\b
           | \b(?:revision|rewrite|rewriting)\b )
@@ -173,7 +172,7 @@ def _preamble(attempt: Attempt) -> bool:
 _MENTION = re.compile(
     r"""
     \bnothing\ to\ criti[cs]i[sz]e\b
-  | \b(?:the|this|your|that|my\ own)\ (?:critique|review|reviewer)\b
+  | \b(?:the|this|your|that|my\ own)\ (?:critique|review|reviewer)\b(?!\ of\b)
   | \bthank(?:s|\ you)\ for\ (?:your|the)\ (?:feedback|critique|correction|clarification|response)\b
   | \bcritici[sz]ed\b
   | (?:^|[.!?"]\s)\W*(?:the|this)\ (?:new\ )?(?:answer|response)
@@ -267,9 +266,12 @@ def _periodic(words: list[str]) -> bool:
 
 
 def _language_changed(attempt: Attempt) -> bool:
-    """Another language than the answer's and than the user's, where each can be told for certain."""
-    new = _language(attempt.revision)
-    old = {_language(attempt.answer), _language(attempt.conversation)} - {None}
+    """Another language than the answer's and than the conversation's, where that can be told.
+
+    The revision's must be certain; that of the others need only be likely, since it speaks for the revision.
+    """
+    new = _language(attempt.revision, letters=30, probability=0.95)
+    old = {_language(text, letters=12, probability=0.5) for text in (attempt.answer, attempt.conversation)} - {None}
     return new is not None and bool(old) and new not in old
 
 
@@ -363,12 +365,12 @@ def _share_of_copied(text: str, source: str, known: str) -> float:
     return len((runs & phrases(source, 5)) - phrases(known, 5)) / len(runs) if runs else 0.0
 
 
-def _language(text: str) -> str | None:
-    """The language of a text, if it is long enough to be told for certain."""
-    if sum(letter.isalpha() for letter in text) < 30:
+def _language(text: str, letters: int, probability: float) -> str | None:
+    """The language of a text with at least so many letters, if it is at least so probable."""
+    if sum(letter.isalpha() for letter in text) < letters:
         return None
-    language, probability = _identifier().classify(text[:2000])
-    return str(language) if probability >= 0.95 else None
+    language, found = _identifier().classify(text[:2000])
+    return str(language) if found >= probability else None
 
 
 @cache
