@@ -118,9 +118,9 @@ def _copied_example(attempt: Attempt) -> bool:
 
 
 def _copied_request(attempt: Attempt) -> bool:
-    """It says back what it was told to do: eight words in a row of the request, or a quarter of it in runs of five."""
-    told, known = phrases(attempt.requests) - attempt.shown, f"{attempt.conversation}\n{attempt.answer}"
-    if (told & phrases(attempt.revision)) - phrases(known):
+    """It says back what it was told to do: ten words in a row of the request, or a quarter of it in runs of five."""
+    told, known = phrases(attempt.requests, 10), f"{attempt.conversation}\n{attempt.answer}"
+    if (told & phrases(attempt.revision, 10)) - phrases(known, 10):
         return True
     return _share_of_copied(attempt.revision, attempt.requests, known) >= 0.25
 
@@ -172,13 +172,13 @@ def _preamble(attempt: Attempt) -> bool:
 _MENTION = re.compile(
     r"""
     \bnothing\ to\ criti[cs]i[sz]e\b
-  | \b(?:the|this|your|that|my\ own)\ (?:critique|review|reviewer)\b(?!\ of\b)
+  | \b(?:a|the|this|your|that|my\ own)\ (?:critique|review|reviewer)\b(?!\ of\b)
   | \bthank(?:s|\ you)\ for\ (?:your|the)\ (?:feedback|critique|correction|clarification|response)\b
   | \bcritici[sz]ed\b
   | (?:^|[.!?"]\s)\W*(?:the|this)\ (?:new\ )?(?:answer|response)
         \ (?:does|do|did|will|should|must|provides|gives|contains|leaves|was|says|said|helps|offers|goes|you|alone)\b
   | \bthe\ (?:assistant|user)(?:'s)?
-        \ (?:is|was|will|should|must|does|did|has|can|cannot|answer|response|request|question|message)\b
+        \ (?:is|was|will|should|must|does|did|has|can|cannot|(?:last\ )?(?:answer|response|request|question|message))\b
   | \bthe\ assistant'?s?\ (?:last\ )?(?:answer|response)\b
   | \b(?:my|the)\ (?:previous|prior|earlier|last|original|first|initial)
         \ (?:answer|response|reply|statement|suggestion)s?\b
@@ -191,8 +191,13 @@ _MENTION = re.compile(
 
 
 def _mentions_critique(attempt: Attempt) -> bool:
-    """It speaks of the critique, the principle or the answer before, which its reader has never seen."""
-    return any(not _said_before(match, attempt) for match in _MENTION.findall(_straight(attempt.revision)))
+    """It speaks of the critique, the principle or the answer before, which its reader has never seen, or takes thanks
+    that its reader has not given."""
+    text = _straight(attempt.revision)
+    thanked = re.match(r"\W*you're (?:very )?welcome\b", text, re.I) and not re.search(
+        "thank", attempt.conversation, re.I
+    )
+    return bool(thanked) or any(not _said_before(match, attempt) for match in _MENTION.findall(text))
 
 
 def _said_before(phrase: str, attempt: Attempt) -> bool:
@@ -279,10 +284,10 @@ def _off_topic(attempt: Attempt) -> bool:
     """Next to none of its words were in the conversation or the answer: it speaks of something else.
 
     Small models turn to what the principle is about, or to a worked example. Common words do not count, and words count
-    as equal from their first five letters. Fewer than five of them, or a refusal, may well be about anything.
+    as equal from their first five letters. Fewer than five of them, or eight in a refusal, may well be about anything.
     """
     new = _content(attempt.revision)
-    if len(new) < 5 or is_refusal(attempt.revision):
+    if len(new) < (8 if is_refusal(attempt.revision) else 5):
         return False
     return len(new & _content(f"{attempt.conversation} {attempt.answer}")) < 0.1 * len(new)
 
