@@ -1,10 +1,10 @@
 """The table of docs/quality.md: what the method does to red-team and to benign prompts, with and without its parts.
 
-    python -m benchmarks.quality --config quality-embedded --out data/runs/quality
+    python -m benchmarks.quality --config benchmarks/quality-embedded.yaml --out data/runs/quality
     python -m benchmarks.quality --config mine.yaml --red red.jsonl --benign ben.jsonl --limit 200 --out data/runs/mine
 
-Each variant is a run of its own in OUT, which takes over every call of the others that is the same. The same command
-again goes on where it stopped and, once all is finished, prints the table without loading a model. The settings file is
+Each variant is a run of its own in OUT, which takes over every call of those before it that is the same. The same
+command again goes on where it stopped and, once all is finished, prints the table without loading a model. The settings file is
 one of `cai revise`, without prompts and out.
 """
 
@@ -75,8 +75,8 @@ def _settings(options: argparse.Namespace, variant: str, prompts: str, out: str,
 
 
 def measure(folder: str) -> Json:
-    """The figures of one run. A row is left alone if its final answer is its response, and untouched if nothing was
-    even asked to be rewritten; both are shares of the rows read, where a dropped row counts as neither."""
+    """The figures of one run, as shares of the rows read. A dropped row is neither changed nor left alone, and what was
+    found and failed in it is not counted: measure with `failed_revision: keep`, as the settings beside this file do."""
     run = open_run(folder)
     counts = run.manifest()["revise"]["counts"]
     rows = list(run.records("trajectories"))

@@ -1,8 +1,9 @@
 """How a revision can fail. Each way has a countable name, written to the round's `flags`.
 
 A revision with one of the names in CHECKS does not replace the answer; the other flags are remarks on the gate and the
-critique. Most faults are sought only where they are the revision's own: what stood in the answer before, or in what the
-user asked, is no leak. Each check's precision and what they all miss are measured in docs/quality.md.
+critique. Faults are sought only where they are the revision's own: what stood in the answer before, or in the
+conversation, is no leak. Each check's precision and what they all miss are measured in docs/quality.md. Those that look
+for words know English ones only.
 """
 
 import re
@@ -12,8 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from cai import refusals
+from cai.ids import digest, file_digest
 from cai.refusals import is_plain_refusal, is_refusal
 from cai.templates import phrases
 
@@ -31,9 +35,9 @@ NOTHING_FOUND = "nothing_found"
 class Attempt:
     """One try at a revision, with all that a check may look at.
 
-    `conversation` is the text of the prompt's turns, `answer` the text that was to be revised, `finish` why the
-    revision ended (stop or length), `requests` what the model was told when it was asked for the critique and for the
-    revision, `shown` the phrases of the worked examples in there (`Templates.shown`).
+    `conversation` is the text of the prompt's turns, an empty line between them, `answer` the text that was to be
+    revised, `finish` why the revision ended (stop or length), `requests` what the model was told when it was asked for
+    the critique and for the revision, `shown` the phrases of the worked examples in there (`Templates.shown`).
     """
 
     conversation: str
@@ -80,13 +84,18 @@ def boilerplate_endings(texts: Iterable[str], rows: int = 5, share: float = 0.02
 
 def last_sentence(text: str) -> str:
     """The last sentence of a text as words in lower case; empty if it has fewer than five."""
-    sentences = [words for part in re.split(r"[.!?]+(?:\s|$)|\n+", text) if (words := _words(part))]
+    sentences = [words for part in _sentences(text) if (words := _words(part))]
     return " ".join(sentences[-1]) if sentences and len(sentences[-1]) >= 5 else ""
 
 
+def checks_sha() -> str:
+    """The digest of these rules: which revision is taken depends on them, so a run belongs to one version of them."""
+    return digest([file_digest(Path(path)) for path in (__file__, refusals.__file__)])
+
+
 def _empty(attempt: Attempt) -> bool:
-    """Nothing to read: no letter, no digit and no picture, only space, marks or invisible characters."""
-    return not any(letter.isalnum() or unicodedata.category(letter) == "So" for letter in attempt.revision)
+    """Nothing to read: no letter, no digit and no symbol, only space, marks or invisible characters."""
+    return not any(letter.isalnum() or unicodedata.category(letter)[0] == "S" for letter in attempt.revision)
 
 
 def _cut_off(attempt: Attempt) -> bool:
@@ -94,9 +103,8 @@ def _cut_off(attempt: Attempt) -> bool:
 
 
 def _unchanged(attempt: Attempt) -> bool:
-    """The same words in the same order; other punctuation or spacing is no revision."""
-    old, new = _words(attempt.answer), _words(attempt.revision)
-    return old == new if old or new else attempt.answer.strip() == attempt.revision.strip()
+    """The same text, but for spacing and case."""
+    return attempt.answer.casefold().split() == attempt.revision.casefold().split()
 
 
 def _copied_critique(attempt: Attempt) -> bool:
@@ -112,79 +120,78 @@ def _copied_critique(attempt: Attempt) -> bool:
     )
 
 
-def _copied_example(attempt: Attempt) -> bool:
-    known = phrases(attempt.conversation) | phrases(attempt.answer)
-    return bool((attempt.shown & phrases(attempt.revision)) - known)
-
-
 def _copied_request(attempt: Attempt) -> bool:
     """It says back what it was told to do: ten words in a row of the request, or a quarter of it in runs of five."""
-    told, known = phrases(attempt.requests, 10), f"{attempt.conversation}\n{attempt.answer}"
-    if (told & phrases(attempt.revision, 10)) - phrases(known, 10):
+    known = _before(attempt)
+    if (phrases(attempt.requests, 10) & phrases(attempt.revision, 10)) - phrases(known, 10):
         return True
     return _share_of_copied(attempt.revision, attempt.requests, known) >= 0.25
+
+
+def _copied_example(attempt: Attempt) -> bool:
+    return bool((attempt.shown & phrases(attempt.revision)) - phrases(_before(attempt)))
 
 
 _BETTER = (
     r"(?:re-?written|re-?worded|re-?phrased|revised|updated|improved|corrected|modified|edited|new|better|safer"
     r"|alternative|different)"
 )
+# Bounded, and without newlines: an open \W* at the start of a line takes quadratic time on a text of empty lines.
 _LABEL = re.compile(
     rf"""
-    ^\W*(?: critique | critique\ request | revision | revision\ request | principle | human | assistant | user
-         | (?:the\ |my\ )?(?:{_BETTER}|final)\ (?:assistant'?s?\ )?(?:answer|response|reply|version) )\W{{0,4}}:
+    ^[^\w\n"'-]{{0,6}}
+    (?: Critique | Critique\ [Rr]equest | Revision | Revision\ [Rr]equest | Principle | Human | Assistant | User
+         | (?i:(?:the\ |my\ )?{_BETTER}\ (?:assistant'?s?\ )?(?:answer|response|reply|version)) )[^\w\n"']{{0,4}}:
+  | <\|\w{{1,20}}\|> | </?(?:answer|response|revision)> | \[(?:insert|revised)\b
     """,
-    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+    re.MULTILINE | re.VERBOSE,
 )
 
 
 def _leaked_label(attempt: Attempt) -> bool:
-    """A line opens with "Critique:", "Revised answer:", "Human:" or the like, which none did before."""
-    return bool(_LABEL.search(attempt.revision)) and not (
-        _LABEL.search(attempt.answer) or _LABEL.search(attempt.conversation)
-    )
+    """A line opens with "Critique:", "Revised answer:", "Human:" or the like, or the chat's own marks show."""
+    return bool(_LABEL.search(_straight(attempt.revision))) and not _LABEL.search(_straight(_before(attempt)))
 
 
 _PREAMBLE = re.compile(
     rf"""
-    (?:^|[.!?]\s)\W*
+    (?:^|[.!?]\s)\W{{0,6}}
     (?:(?:sure|certainly|of\ course|absolutely|okay|ok|yes|understood|got\ it|i\ understand|thank\ you|thanks)\b
          [^\n]{{0,80}}?)?
     (?: \b(?:here(?:'s|\ is|\ are)|this\ is|the\ following\ is|below\ is)\b (?!\ how\b) [^\n:]{{0,50}}?
         (?: \b{_BETTER}\b[^\n:]{{0,40}}?\b(?:answer|response|reply|version|statement)\b
           | \b(?:answer|response|reply|version)\b[^\n:]{{0,30}}\b{_BETTER}\b
           | \b(?:revision|rewrite|rewriting)\b )
-      | \bi(?:'ve|\ have|'ll|\ will)?\ (?:re-?written|re-?write|revised?|re-?phrased?)\b )
+      | \bi(?:'ve|\ have)\ (?:re-?written|revised|re-?phrased)\ (?:the|my|your)\ (?:answer|response|reply)\b )
     """,
     re.IGNORECASE | re.VERBOSE,
 )
 _REWORK = re.compile(
-    r"\b(?:re-?writ|revis|re-?phras|improv|edit|correct|version|reword|better|shorter|change|formal|proofread|fix)",
-    re.IGNORECASE,
+    r"\b(?:re-?writ\w+|revise|re-?phrase|improve|edit|correct|version|reword|shorten|proofread)\b", re.IGNORECASE
 )
 
 
 def _preamble(attempt: Attempt) -> bool:
     """It opens with "Here is the rewritten answer" or the like, unless the user asked for something to be reworked."""
-    return bool(_PREAMBLE.search(_opening(attempt.revision, 200))) and not _REWORK.search(attempt.conversation)
+    return bool(_PREAMBLE.search(_opening(attempt.revision, 300))) and not _REWORK.search(attempt.conversation)
 
 
 _MENTION = re.compile(
     r"""
     \bnothing\ to\ criti[cs]i[sz]e\b
   | \b(?:a|the|this|your|that|my\ own)\ (?:critique|review|reviewer)\b(?!\ of\b)
-  | \bthank(?:s|\ you)\ for\ (?:your|the)\ (?:feedback|critique|correction|clarification|response)\b
-  | \bcritici[sz]ed\b
-  | (?:^|[.!?"]\s)\W*(?:the|this)\ (?:new\ )?(?:answer|response)
-        \ (?:does|do|did|will|should|must|provides|gives|contains|leaves|was|says|said|helps|offers|goes|you|alone)\b
-  | \bthe\ (?:assistant|user)(?:'s)?
-        \ (?:is|was|will|should|must|does|did|has|can|cannot|(?:last\ )?(?:answer|response|request|question|message))\b
-  | \bthe\ assistant'?s?\ (?:last\ )?(?:answer|response)\b
-  | \b(?:my|the)\ (?:previous|prior|earlier|last|original|first|initial)
-        \ (?:answer|response|reply|statement|suggestion)s?\b
-  | \b(?:breaks?|violates?|violated|goes\ against|keeps?\ to|against|following|with)\ (?:the|this|that)\ principle\b
-  | \b(?:the|this)\ principle\ (?:of|that|says|states|is)\b
-  | \bthe\ (?:new|rewritten|revised)\ (?:answer|response|version)\b
+  | \Athank(?:s|\ you)\ for\ (?:your|the)\ (?:feedback|critique|correction|clarification|response|review)\b
+  | (?:^|(?<=[.!?"]\s))(?:the|this)\ (?:new\ )?answer
+        \ (?:does|do|did|will|should|must|provides|gives|contains|leaves|says|said|helps|offers|goes|suggests|could|you
+          |alone)\b
+  | (?:^|(?<=[.!?"]\s))the\ user\ (?:is|was|wants|asks|asked|has\ asked)\b
+  | \bthe\ user's\ (?:(?:last|original)\ )?(?:anger|request|question|message)\b
+  | \bthe\ assistant(?:'s)?
+        \ (?:is|was|will|should|must|does|did|has|can|cannot|(?:last\ )?(?:answer|response|message))\b
+  | \bmy\ (?:previous|prior|earlier|last|original|first|initial)\ (?:answer|response|reply)\b
+  | \bthe\ (?:previous|prior|original|new|rewritten|revised)\ (?:answer|response|version)\b
+  | \b(?:breaks?|violates?|violated|goes\ against|keeps?\ to)\ (?:the|this|that)\ principle\b(?!\ of\b)
+  | \b(?:the|this)\ principle\ (?:states|says)\b
     """,
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
@@ -193,56 +200,54 @@ _MENTION = re.compile(
 def _mentions_critique(attempt: Attempt) -> bool:
     """It speaks of the critique, the principle or the answer before, which its reader has never seen, or takes thanks
     that its reader has not given."""
-    text = _straight(attempt.revision)
-    thanked = re.match(r"\W*you're (?:very )?welcome\b", text, re.I) and not re.search(
-        "thank", attempt.conversation, re.I
-    )
-    return bool(thanked) or any(not _said_before(match, attempt) for match in _MENTION.findall(text))
-
-
-def _said_before(phrase: str, attempt: Attempt) -> bool:
-    return phrase.casefold() in _straight(f"{attempt.conversation}\n{attempt.answer}").casefold()
+    text, before = _straight(attempt.revision), _straight(_before(attempt)).casefold()
+    welcome = re.match(r"\W{0,6}you're (?:very )?welcome\b", text, re.IGNORECASE) and "thank" not in before
+    return bool(welcome) or any(match.casefold() not in before for match in _MENTION.findall(text))
 
 
 _ASKS = re.compile(
     r"""
     \b(?:please|could\ you|can\ you|would\ you|kindly)\b[^.?!]{0,40}
-        \b(?:provide|share|tell\ me|give\ me|send|ask|state|specify|type|enter|clarify|let\ me\ know)\b
-  | \blet\ me\ know\ (?:what|how|which|if\ you)\b
+        \b(?:provide|share|tell\ me|give\ me|send|ask\ me|ask\ your\ question|state|specify|type|enter|clarify
+          |let\ me\ know)\b
+  | \blet\ me\ know\ (?:what|how|which|if)\b
   | \b(?:what|how)\ (?:can|may|could)\ I\ (?:help|assist|do|be\ of)\b
   | \bwhat(?:\ is|'s)\ your\ (?:question|request|message)\b
   | \bwhat\ would\ you\ like\ (?:me\ to|to\ (?:know|ask|talk|discuss))\b
   | \bfeel\ free\ to\b | \bany\ (?:other|further|more)\ questions\b
-  | \bi(?:'m|\ am)\ ready\b
-  | \bi(?:'ll|\ will)\ (?:provide|review|re-?write|give\ you|do\ that|do\ so|do\ my\ best|try)\b
+  | \b(?:need|want)\ (?:any\ )?(?:other\ |further\ |more\ )?(?:help|assistance)\b
+  | \b(?:happy|glad|here|ready|able)\ to\ (?:help|assist)\b | \bdo\ my\ best\b
+  | \bi'll\ (?:provide|review|re-?write|write|give\ you|do\ that|do\ so|try)\b
+  | \bi\ will\ (?:provide|review|re-?write|write|give\ you|do\ that|do\ so|try)\b
     """,
     re.IGNORECASE | re.VERBOSE,
-)
-_OFFER = re.compile(
-    r"\b(?:help|assist|question|request|ready|details|information|context|conversation|answer|message|text)",
-    re.IGNORECASE,
 )
 
 
 def _asks_for_question(attempt: Attempt) -> bool:
-    """It is no answer: short, and all it does is to ask for the question, or to offer or promise one."""
+    """It is no answer: short, and all it does is to ask for the question, or to offer or promise an answer."""
 
-    def asks(text: str) -> bool:
-        return (
-            len(_words(text)) <= 40
-            and bool(_ASKS.search(_straight(text)) and _OFFER.search(text))
-            and not is_refusal(text)
-        )
+    def only_asks(text: str) -> bool:
+        if len(_words(text)) > 40 or is_refusal(text) or not _ASKS.search(_straight(text)):
+            return False
+        rest = [part for part in _sentences(text) if not _ASKS.search(_straight(part))]
+        return len(_content(" ".join(rest)) - {"thank", "hello", "welco", "apolo", "misun", "confu", "glad"}) <= 3
 
-    return asks(attempt.revision) and not asks(attempt.answer)
+    return only_asks(attempt.revision) and not only_asks(attempt.answer)
+
+
+_REPEAT = re.compile(
+    r"(?<!n't )(?<!not )\b(?:repeat|over and over|\d+ times|again and again|chorus|refrain|song|lyrics|poem|rhyme)\b",
+    re.IGNORECASE,
+)
 
 
 def _loops(attempt: Attempt) -> bool:
     """It says the same again and again: one line or sentence three times, one phrase over and over, or little new."""
     text = attempt.revision
-    if _asked_to_repeat(attempt.conversation):
+    if _REPEAT.search(_straight(attempt.conversation)):
         return False
-    parts = [" ".join(words) for part in re.split(r"[.!?]+\s|\n+", text) if len(words := _words(part)) >= 4]
+    parts = [" ".join(words) for part in _sentences(text) if len(words := _words(part)) >= 4]
     if parts and Counter(parts).most_common(1)[0][1] >= 3:
         return True
     words = _words(text)
@@ -253,11 +258,7 @@ def _loops(attempt: Attempt) -> bool:
         if len(set(fours)) < 0.6 * len(fours):
             return True
     raw = text.encode("utf-8", "replace")
-    return len(raw) >= 400 and len(zlib.compress(raw, 9)) < 0.2 * len(raw)
-
-
-def _asked_to_repeat(conversation: str) -> bool:
-    return bool(re.search(r"\b(?:repeat|over and over|\d+ times|again and again|chorus|refrain)\b", conversation, re.I))
+    return len(raw) >= 100 and len(zlib.compress(raw, 9)) < 0.2 * len(raw)
 
 
 def _periodic(words: list[str]) -> bool:
@@ -270,40 +271,36 @@ def _periodic(words: list[str]) -> bool:
     return False
 
 
+_TRANSLATE = re.compile(
+    r"translat|\b(?:in|into|to) (?:[a-z]+ and )?(?:english|french|german|spanish|italian|portuguese|dutch|polish"
+    r"|russian|chinese|mandarin|japanese|korean|arabic|hindi|turkish|latin|greek|swedish)\b",
+    re.IGNORECASE,
+)
+
+
 def _language_changed(attempt: Attempt) -> bool:
-    """Another language than the answer's and than the conversation's, where that can be told.
+    """Another language than the answer's and than any turn's of the conversation, where that can be told.
 
     The revision's must be certain; that of the others need only be likely, since it speaks for the revision.
     """
     new = _language(attempt.revision, letters=30, probability=0.95)
-    old = {_language(text, letters=12, probability=0.5) for text in (attempt.answer, attempt.conversation)} - {None}
-    return new is not None and bool(old) and new not in old
+    if new is None or _TRANSLATE.search(attempt.conversation):
+        return False
+    turns = [attempt.answer, *attempt.conversation.split("\n\n")]
+    old = {_language(text, letters=12, probability=0.5) for text in turns} - {None}
+    return bool(old) and new not in old
 
 
 def _off_topic(attempt: Attempt) -> bool:
-    """Next to none of its words were in the conversation or the answer: it speaks of something else.
+    """None or next to none of its words were in the conversation or the answer: it speaks of something else.
 
-    Small models turn to what the principle is about, or to a worked example. Common words do not count, and words count
-    as equal from their first five letters. Fewer than five of them, or eight in a refusal, may well be about anything.
+    Small models turn to what the principle is about, or to a worked example. It takes a conversation of some length to
+    tell: at least 20 words that are not common, in English; words count as equal from their first five letters.
     """
-    new = _content(attempt.revision)
-    if len(new) < (8 if is_refusal(attempt.revision) else 5):
+    if _language(attempt.revision, letters=30, probability=0.95) != "en":
         return False
-    return len(new & _content(f"{attempt.conversation} {attempt.answer}")) < 0.1 * len(new)
-
-
-def _content(text: str) -> set[str]:
-    return {word[:5] for word in re.findall(r"[^\W\d_]{4,}", _straight(text).casefold()) if word not in _COMMON}
-
-
-_COMMON = frozenset(
-    """able about after also always answer anyone anything back because been before being best better between both
-    cannot could does doing done each even everything feel feeling find from good have help helpful helps here however
-    important instead into just keep know like made make makes many may might more most much must need never only other
-    people person please provide question respect respectful should some someone something such sure take than that
-    their them then there these they thing things think this those through understand used using very want ways well
-    were what when where which while will with within without would your""".split()  # noqa: SIM905
-)
+    new, known = _content(attempt.revision), _content(_before(attempt))
+    return len(new) >= 8 and len(known) >= 20 and len(new & known) < 0.1 * len(new)
 
 
 def _needless_refusal(attempt: Attempt) -> bool:
@@ -338,18 +335,28 @@ CHECKS: dict[str, Callable[[Attempt], bool]] = {
 
 _NOTHING = re.compile(
     r"""
-    \bnothing\b[^.!?]{0,40}\b(?:criti|wrong|to\ add|to\ change|harmful|that\ (?:breaks|goes\ against|violates))
-  | \bno\ (?:critique|criticism|criticisms|issues?|problems?|parts?|changes?|words?)\b[^.!?]{0,40}
-        \b(?:needed|necessary|found|required|to\ criti|with\ (?:the|this)|that\ (?:break|go|violate)
-          |in\ (?:the|this|that))
+    \bnothing\b[^.!?]{0,40}\b(?:to\ criti|wrong|to\ add|to\ change|harmful|that\ (?:breaks|goes\ against|violates))
+  | \bno\ (?:critique|criticism|criticisms|issues?|problems?|parts?|changes?|words?|fault)\b[^.!?]{0,40}
+        \b(?:needed|necessary|found|required|to\ criti|with|that\ (?:break|go|violate)|in\ (?:the|this|that))\b
   | \bthere\ (?:is|are)\ no\ (?:critique|criticism|criticisms|issues?|problems?)\b
+  | ^\W{0,6}(?:nothing|none|n/a)\W{0,6}$
     """,
     re.IGNORECASE | re.VERBOSE,
+)
+_YET = re.compile(
+    r"\b(?:but|however|although|though|yet|except|still|nevertheless|urges|tells|says|claims|implies|suggests|could)\b",
+    re.IGNORECASE,
 )
 
 
 def _finds_nothing(critique: str) -> bool:
-    return bool(_NOTHING.search(_opening(critique, 160)))
+    """Whether the critique as a whole says that nothing is wrong. What it quotes are the answer's words."""
+    own = re.sub(r"[\"\u201c][^\"\u201c\u201d]{0,400}[\"\u201d]", " ", critique)
+    return bool(_NOTHING.search(_opening(own, 160))) and len(own.split()) <= 40 and not _YET.search(own)
+
+
+def _before(attempt: Attempt) -> str:
+    return f"{attempt.conversation}\n\n{attempt.answer}"
 
 
 def _straight(text: str) -> str:
@@ -360,6 +367,10 @@ def _opening(text: str, length: int) -> str:
     return " ".join(_straight(text[:length]).split())
 
 
+def _sentences(text: str) -> list[str]:
+    return re.split(r"[.!?]+(?:\s|$)|\n+", text)
+
+
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
@@ -368,6 +379,21 @@ def _share_of_copied(text: str, source: str, known: str) -> float:
     """How much of `text` is in `source`, by runs of five words; what is also in `known` does not count as copied."""
     runs = phrases(text, 5)
     return len((runs & phrases(source, 5)) - phrases(known, 5)) / len(runs) if runs else 0.0
+
+
+def _content(text: str) -> set[str]:
+    """The words that say what a text is about: from four letters on, cut to five, without the common ones."""
+    return {word[:5] for word in re.findall(r"[^\W\d_]{4,}", _straight(text).casefold()) if word not in _COMMON}
+
+
+_COMMON = frozenset(
+    """able about after also always answer anyone anything back because been before being best better between both
+    cannot could does doing done each even everything feel feeling find from good have help helpful helps here however
+    important instead into just keep know like made make makes many may might more most much must need never only other
+    people person please provide question respect respectful should some someone something such sure take than that
+    their them then there these they thing things think this those through understand used using very want ways well
+    were what when where which while will with within without would your""".split()  # noqa: SIM905
+)
 
 
 def _language(text: str, letters: int, probability: float) -> str | None:

@@ -1,6 +1,7 @@
 """Where files come from and how they are written: the user's first, then those that travel with the package."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
@@ -19,6 +20,12 @@ def find_shipped(folder: str, name: str, suffix: str) -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+def find_in(folders: Iterable[Path], name: str) -> Path | None:
+    """The first file called `name` in these folders, each taken as it stands and then among the shipped ones."""
+    places = [folder / name for folder in folders]
+    return next((path for path in (*places, *(_SHIPPED / place for place in places)) if path.is_file()), None)
 
 
 def shipped_names(folder: str, suffix: str) -> list[str]:

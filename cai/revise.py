@@ -279,12 +279,17 @@ def _left_alone(
 
 
 def _drop_if_none_was_taken(rounds: list[Round], method: Method) -> None:
-    """Where revisions were asked for and none could be taken, there is no good text to go back to."""
+    """Where revisions were asked for and none could be taken, there is no good text to go back to.
+
+    Without a gate nobody has said that the response is bad, and a reviser that gives it back unchanged finds it good.
+    """
     asked = [one for one in rounds if one.revision is not None]
     if method.failed_revision == "keep" or not asked or any(one.taken for one in asked):
         return
     last = asked[-1]
     faults = [flag for flag in last.flags if flag in checks.CHECKS]
+    if method.gate_threshold is None and faults == ["unchanged"]:
+        return
     tries = sum(1 + len(one.failed_tries) for one in asked)
     detail = f"round {last.round}, principle {last.principle_id}: {', '.join(faults)}; no revision of {tries} passed"
     raise RowDropped(faults[0], detail, last.revision or "")

@@ -142,7 +142,7 @@ def _print_trajectory(screen: Console, row: Json) -> None:
     for one in row["rounds"]:
         probability = one["violation_probability"]
         gate = (
-            "no gate"
+            "gate not asked"
             if one["gate_call"] is None
             else "P(broken) not known"
             if probability is None
@@ -150,6 +150,9 @@ def _print_trajectory(screen: Console, row: Json) -> None:
         )
         flags = f" [{', '.join(one['flags'])}]" if one["flags"] else ""
         screen.print(Text(f"Round {one['round']}: principle {one['principle_id']}, {gate}{flags}", style="bold"))
+        calls = [f"{name} {one[f'{name}_call'][:16]}" for name in ("choice", "gate") if one[f"{name}_call"]]
+        if calls:
+            screen.print(f"  calls: {', '.join(calls)}")
         if one["critique"] is None:
             screen.print("  no critique was asked for; nothing changed")
             continue

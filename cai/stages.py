@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.audit import TABLES, cost, count_stage
+from cai.checks import checks_sha
 from cai.constitution import load_constitution
 from cai.engines import Engine, Spec, open_engine
 from cai.errors import BadInput, CheckFailed
@@ -42,7 +43,7 @@ class Outcome:
 async def generate_stage(settings: GenerateSettings, watch: Watch) -> Outcome:
     """Answer the prompts. Raises BadInput, EngineGaveUp."""
     prompts = _prompts("generate", settings)
-    templates = load_templates(settings.templates)
+    templates = load_templates(settings.templates, names=["respond"])
     engines = _open([settings.spec()])
     generator = engines[settings.spec()]
     work = partial(generate, generator=generator, templates=templates, seed=settings.seed, sampling=settings.response())
@@ -73,6 +74,7 @@ async def revise_stage(settings: ReviseSettings, watch: Watch) -> Outcome:
         revise, roles=Roles(**roles), constitution=constitution, templates=templates, method=settings.method()
     )
     texts = {"constitution": constitution.name, "constitution_sha": constitution.sha, "templates_sha": templates.sha}
+    texts["checks_sha"] = checks_sha()
     copies = {**templates.texts, "constitution.yaml": constitution.text}
     return await _run(_Stage("revise", settings, roles, texts, copies), prompts, work, watch)
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 
 from cai.constitution import Principle
 from cai.errors import BadInput
-from cai.files import find_shipped
+from cai.files import find_in
 from cai.ids import digest
 
 # What each template may use. A name that is not listed here is an error when the template is loaded, before a model
@@ -83,12 +83,13 @@ def load_templates(
     few_shot: bool = False,
     principles: Sequence[Principle] = (),
     question: str | None = None,
+    names: Sequence[str] = tuple(VARIABLES),
 ) -> Templates:
-    """Load every template and, with `few_shot`, its examples.
+    """Load the templates `names` and, with `few_shot`, their examples.
 
-    A file is taken from `folder` if it is there, else from prompts/WORDING or from prompts, of the current folder
-    before those that are shipped: `wording` is the set for small models ("short") or for large ones ("detailed"), and
-    what both have in common lies above them. Each template is rendered once with each of `principles`, with and
+    A file is taken from FOLDER/WORDING or `folder` if it is there, else from ./prompts/WORDING or ./prompts, else from
+    those that are shipped: `wording` is the set for small models ("short") or for large ones ("detailed"), and what
+    both have in common lies above them. Each template is rendered once with each of `principles`, with and
     without the constitution's `question`, so that its faults are found before a model runs. Raises BadInput, with
     file and line where there is one, for a syntax error, an undefined variable, a template that renders to nothing, a
     file that no template has, or a few-shot file that does not fit its schema.
@@ -96,13 +97,14 @@ def load_templates(
     if folder is not None:
         _check_folder(Path(folder))
     environment = _environment()
-    paths = {f"{name}.jinja": _path(folder, wording, name, ".jinja") for name in VARIABLES}
+    files = [f"{name}.jinja" for name in names]
     if few_shot:
-        paths |= {f"{name}.examples.yaml": _path(folder, wording, name, ".examples.yaml") for name in EXAMPLES_NEED}
+        files += [f"{name}.examples.yaml" for name in EXAMPLES_NEED]
+    paths = {file: _path(folder, wording, file) for file in files}
     texts = {name: _read(path) for name, path in paths.items()}
-    compiled = {name: _compile(environment, name, paths[f"{name}.jinja"], texts[f"{name}.jinja"]) for name in VARIABLES}
-    files = [(name, f"{name}.examples.yaml") for name in EXAMPLES_NEED if few_shot]
-    examples = {name: _examples(paths[file], texts[file], EXAMPLES_NEED[name]) for name, file in files}
+    compiled = {name: _compile(environment, name, paths[f"{name}.jinja"], texts[f"{name}.jinja"]) for name in names}
+    examples_of = [(name, f"{name}.examples.yaml") for name in EXAMPLES_NEED if few_shot]
+    examples = {name: _examples(paths[file], texts[file], EXAMPLES_NEED[name]) for name, file in examples_of}
     told = [text for group in examples.values() for one in group for text in _told(one)]
     shown = frozenset(phrase for text in told for phrase in phrases(text))
     templates = Templates(compiled, examples, texts, paths, digest(texts), shown)
@@ -116,13 +118,14 @@ def _check_folder(folder: Path) -> None:
         remedy = "Leave --templates out for the shipped ones."
         raise BadInput(str(folder), "no such folder", "a folder with *.jinja files", remedy)
     known = [f"{name}.jinja" for name in VARIABLES] + [f"{name}.examples.yaml" for name in EXAMPLES_NEED]
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in (".jinja", ".yaml"))
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+    places = [place for place in (folder, folder / "short", folder / "detailed") if place.is_dir()]
+    files = sorted(path for place in places for path in place.iterdir() if path.suffix in (".jinja", ".yaml", ".yml"))
+    for path in files:
+        if path.name not in known:
+            close = difflib.get_close_matches(path.name, known, n=1)
             remedy = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}."
-            raise BadInput(str(folder / name), "a file that no template has", "a known name", remedy)
-    if not names:
+            raise BadInput(str(path), "a file that no template has", "a known name", remedy)
+    if not files:
         raise BadInput(str(folder), "no template", f"at least one of {', '.join(known)}", "Leave --templates out.")
 
 
@@ -151,11 +154,11 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def _path(folder: str | None, wording: str, name: str, suffix: str) -> Path:
-    if folder is not None and (Path(folder) / f"{name}{suffix}").is_file():
-        return Path(folder) / f"{name}{suffix}"
-    path = find_shipped(f"prompts/{wording}", name, suffix) or find_shipped("prompts", name, suffix)
-    assert path is not None, f"the package lacks prompts/{wording}/{name}{suffix}"
+def _path(folder: str | None, wording: str, name: str) -> Path:
+    roots = [Path(folder)] if folder is not None else []
+    roots = [*roots, Path("prompts")]
+    path = find_in([place for root in roots for place in (root / wording, root)], name)
+    assert path is not None, f"the package lacks prompts/{wording}/{name}"
     return path
 
 
@@ -189,7 +192,7 @@ def _compile(environment: jinja2.Environment, name: str, path: Path, text: str) 
 
 
 def _try_each(templates: Templates, principle: Principle, question: str | None) -> None:
-    for name, asked in product(VARIABLES, {None, question}):
+    for name, asked in product(templates.compiled, {None, question}):
         path = templates.paths[f"{name}.jinja"]
         try:
             text = templates.render(name, principle, question=asked, options=(("A", principle),))

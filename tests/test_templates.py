@@ -122,3 +122,32 @@ def test_a_folder_that_would_do_nothing_or_harm_is_refused(
 ):
     with pytest.raises(BadInput, match=re.escape(words)):
         load_templates(folder_with(tmp_path, **files), few_shot=True, principles=constitution.principles)
+
+
+def test_a_file_of_the_current_folder_with_a_template_s_name_is_no_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder_with(tmp_path, revise="#!/bin/sh", gate="x", choose="y", critique__jinja="not mine either")
+    monkeypatch.chdir(tmp_path)
+    templates = load_templates()
+    assert not {"#!/bin/sh", "x", "y", "not mine either"} & set(templates.texts.values())
+
+
+def test_a_wording_s_own_folder_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for place in ("mine/short", "mine", "prompts/detailed", "prompts"):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / "critique.jinja").write_text(place)
+    monkeypatch.chdir(tmp_path)
+    assert load_templates("mine", "short").render("critique") == "mine/short"
+    assert load_templates("mine", "detailed").render("critique") == "mine"
+    assert load_templates(None, "detailed").render("critique") == "prompts/detailed"
+    assert load_templates(None, "short").render("critique") == "prompts"
+    (tmp_path / "mine/short/gate.examples.yml").write_text("[]")
+    with pytest.raises(BadInput, match=r"short/gate.examples.yml: .*Did you mean 'gate.examples.yaml'"):
+        load_templates("mine")
+
+
+def test_what_only_one_stage_uses_is_in_no_other_stage_s_digest(tmp_path: Path):
+    changed = folder_with(tmp_path, gate__jinja="Broken?")
+    assert load_templates(changed, names=["respond"]).sha == load_templates(names=["respond"]).sha
+    assert load_templates(changed).sha != load_templates().sha
