@@ -4,8 +4,8 @@
     python -m benchmarks.quality --config mine.yaml --red red.jsonl --benign ben.jsonl --limit 200 --out data/runs/mine
 
 Each variant is a run of its own in OUT, which takes over every call of those before it that is the same. The same
-command again goes on where it stopped and, once all is finished, prints the table without loading a model. The settings file is
-one of `cai revise`, without prompts and out.
+command again goes on where it stopped and, once all is finished, prints the table without loading a model. The settings
+file is one of `cai revise`, without prompts and out.
 """
 
 import argparse

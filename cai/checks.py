@@ -94,8 +94,10 @@ def checks_sha() -> str:
 
 
 def _empty(attempt: Attempt) -> bool:
-    """Nothing to read: no letter, no digit and no symbol, only space, marks or invisible characters."""
-    return not any(letter.isalnum() or unicodedata.category(letter)[0] == "S" for letter in attempt.revision)
+    """Nothing to read: no letter, digit or picture, only space, marks or invisible characters."""
+    return not any(
+        letter.isalnum() or (letter > "\x7f" and unicodedata.category(letter)[0] == "S") for letter in attempt.revision
+    )
 
 
 def _cut_off(attempt: Attempt) -> bool:
@@ -201,7 +203,7 @@ def _mentions_critique(attempt: Attempt) -> bool:
     """It speaks of the critique, the principle or the answer before, which its reader has never seen, or takes thanks
     that its reader has not given."""
     text, before = _straight(attempt.revision), _straight(_before(attempt)).casefold()
-    welcome = re.match(r"\W{0,6}you're (?:very )?welcome\b", text, re.IGNORECASE) and "thank" not in before
+    welcome = re.match(r"\W{0,6}you(?:'re| are) (?:very )?welcome\b", text, re.IGNORECASE) and "thank" not in before
     return bool(welcome) or any(match.casefold() not in before for match in _MENTION.findall(text))
 
 
@@ -215,7 +217,7 @@ _ASKS = re.compile(
   | \bwhat(?:\ is|'s)\ your\ (?:question|request|message)\b
   | \bwhat\ would\ you\ like\ (?:me\ to|to\ (?:know|ask|talk|discuss))\b
   | \bfeel\ free\ to\b | \bany\ (?:other|further|more)\ questions\b
-  | \b(?:need|want)\ (?:any\ )?(?:other\ |further\ |more\ )?(?:help|assistance)\b
+  | \b(?:need|want)\ (?:any|other|further|more)\ (?:other\ |further\ |more\ )?(?:help|assistance)\b
   | \b(?:happy|glad|here|ready|able)\ to\ (?:help|assist)\b | \bdo\ my\ best\b
   | \bi'll\ (?:provide|review|re-?write|write|give\ you|do\ that|do\ so|try)\b
   | \bi\ will\ (?:provide|review|re-?write|write|give\ you|do\ that|do\ so|try)\b
