@@ -285,7 +285,7 @@ def _language_changed(attempt: Attempt) -> bool:
 
     The revision's must be certain; that of the others need only be likely, since it speaks for the revision.
     """
-    new = _language(attempt.revision, letters=30, probability=0.95)
+    new = _language(attempt.revision, letters=20, probability=0.95)
     if new is None or _TRANSLATE.search(attempt.conversation):
         return False
     turns = [attempt.answer, *attempt.conversation.split("\n\n")]
@@ -299,7 +299,7 @@ def _off_topic(attempt: Attempt) -> bool:
     Small models turn to what the principle is about, or to a worked example. It takes a conversation of some length to
     tell: at least 20 words that are not common, in English; words count as equal from their first five letters.
     """
-    if _language(attempt.revision, letters=30, probability=0.95) != "en":
+    if _language(attempt.revision, letters=20, probability=0.95) != "en":
         return False
     new, known = _content(attempt.revision), _content(_before(attempt))
     return len(new) >= 8 and len(known) >= 20 and len(new & known) < 0.1 * len(new)

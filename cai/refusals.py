@@ -36,7 +36,7 @@ _REFUSES = re.compile(
   | \bI\ (?:do\ not|don't)\ (?:feel\ comfortable|assist|help\ with|provide|engage\ in)\b
   | \bmy\ (?:programming|guidelines|policies|policy|principles)\b[^.!?]{{0,40}}
       \b(?:do\ not|don't|prevents?|prohibits?|forbids?|not\ allow)\b
-  | \bI(?:'m|\ am)\ (?:programmed|designed|committed)\ (?:to|not\ to)\b[^.!?]{{0,80}}\bnot\b
+  | \bI(?:'m|\ am)\ (?:programmed|designed|committed)\ (?:not\ to|to\ not)\b
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -45,19 +45,21 @@ _LIST_OR_CODE = re.compile(r"^[ \t]*(?:[-*•]|\d+[.)]) |```", re.MULTILINE)
 
 def is_refusal(text: str) -> bool:
     """Whether `text` opens by refusing what was asked, for instance "I'm sorry, but I can't help with that."."""
-    return _refusal(text) is not None
+    return _REFUSES.search(_flat(text)[:_OPENING]) is not None
 
 
 def is_plain_refusal(text: str) -> bool:
     """A refusal that does little else: at most 25 words behind the sentence that refuses, and no list and no code, in
     which an answer could hide."""
-    refusal = _refusal(text)
+    flat = _flat(text)
+    refusal = _REFUSES.search(flat[:_OPENING])
     if refusal is None or _LIST_OR_CODE.search(text):
         return False
-    flat = " ".join(text.split())
     _, _, rest = flat[refusal.end() :].replace("!", ".").replace("?", ".").partition(".")
-    return len(rest.split()) <= _LITTLE and len(flat.split()) <= 2 * _LITTLE + 10
+    return len(rest.split()) <= _LITTLE and len(text.split()) <= 2 * _LITTLE + 10
 
 
-def _refusal(text: str) -> re.Match[str] | None:
-    return _REFUSES.search(" ".join(text[:_OPENING].replace("\u2019", "'").split()))
+def _flat(text: str) -> str:
+    """On one line, with straight apostrophes, and without what is quoted: that is said by somebody else."""
+    straight = text[: 4 * _OPENING].replace("\u2019", "'")
+    return " ".join(re.sub(r'["\u201c][^"\u201c\u201d]{1,200}["\u201d]', " ", straight).split())
