@@ -193,7 +193,7 @@ _MENTION = re.compile(
   | \bmy\ (?:previous|prior|earlier|last|original|first|initial)\ (?:answer|response|reply)\b
   | \bthe\ (?:previous|prior|original|new|rewritten|revised)\ (?:answer|response|version)\b
   | \b(?:breaks?|violates?|violated|goes\ against|keeps?\ to)\ (?:the|this|that)\ principle\b(?!\ of\b)
-  | \b(?:the|this)\ principle\ (?:states|says)\b
+  | \b(?:the|this)\ principle\ (?:states|says)\b | \bre-?write\ (?:the|my|your)\ (?:answer|response)\b
     """,
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
