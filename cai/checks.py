@@ -110,15 +110,15 @@ def _unchanged(attempt: Attempt) -> bool:
 
 
 def _copied_critique(attempt: Attempt) -> bool:
-    """It opens as the critique does, or half of it stands there and not in the answer (a critique may quote that)."""
-    if is_plain_refusal(attempt.revision):
+    """It opens as the critique does, or much of it stands there and not in the answer (a critique may quote that)."""
+    if is_plain_refusal(attempt.revision) and len(attempt.revision.split()) <= 20:
         return False  # two refusals in a row are alike without one being a copy
     new, critique, old = (_words(text) for text in (attempt.revision, attempt.critique, attempt.answer))
     opening = new[:5]
     return bool(new) and (
         new == critique
         or (len(opening) == 5 and opening == critique[:5] != old[:5])
-        or _share_of_copied(attempt.revision, attempt.critique, attempt.answer) >= 0.5
+        or _share_of_copied(attempt.revision, attempt.critique, attempt.answer) >= 0.4
     )
 
 
@@ -186,13 +186,15 @@ _MENTION = re.compile(
   | (?:^|(?<=[.!?"]\s))(?:the|this)\ (?:new\ )?answer
         \ (?:does|do|did|will|should|must|provides|gives|contains|leaves|says|said|helps|offers|goes|suggests|could|you
           |alone)\b
-  | (?:^|(?<=[.!?"]\s))the\ user\ (?:is|was|wants|asks|asked|has\ asked)\b
+  | (?:^|(?<=[.!?"]\s))the\ user\ (?:is|was|wants|asks|asked|has|had|will|does|did)\b
   | \bthe\ user's\ (?:(?:last|original)\ )?(?:anger|request|question|message)\b
   | \bthe\ assistant(?:'s)?
         \ (?:is|was|will|should|must|does|did|has|can|cannot|(?:last\ )?(?:answer|response|message))\b
   | \bmy\ (?:previous|prior|earlier|last|original|first|initial)\ (?:answer|response|reply)\b
   | \bthe\ (?:previous|prior|original|new|rewritten|revised)\ (?:answer|response|version)\b
   | \b(?:breaks?|violates?|violated|goes\ against|keeps?\ to)\ (?:the|this|that)\ principle\b(?!\ of\b)
+  | \bstrict\ reviewer\b | \bfriendly\ and\ complete\b | \b(?:user|you|them)\ as\ ["\u201c]you
+  | \byou(?:'re|\ are)\ (?:now\ )?an?\ (?:helpful\ )?(?:ai|assistant|ai\ assistant|language\ model)\b
   | \b(?:the|this)\ principle\ (?:states|says)\b | \bre-?write\ (?:the|my|your)\ (?:answer|response)\b
     """,
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
@@ -249,16 +251,17 @@ def _loops(attempt: Attempt) -> bool:
     text = attempt.revision
     if _REPEAT.search(_straight(attempt.conversation)):
         return False
-    parts = [" ".join(words) for part in _sentences(text) if len(words := _words(part)) >= 4]
-    if parts and Counter(parts).most_common(1)[0][1] >= 3:
-        return True
     words = _words(text)
+    parts = Counter(" ".join(part) for sentence in _sentences(text) if len(part := _words(sentence)) >= 4)
+    again = sum(count * len(part.split()) for part, count in parts.items() if count > 1)
+    if max(parts.values(), default=0) >= 3 or again > 0.5 * len(words) > 7:
+        return True
     if _periodic(words):
         return True
-    if len(words) >= 60:
-        fours = [tuple(words[n : n + 4]) for n in range(len(words) - 3)]
-        if len(set(fours)) < 0.6 * len(fours):
-            return True
+    length, share = (4, 0.6) if len(words) >= 60 else (3, 0.65)
+    runs = [tuple(words[n : n + length]) for n in range(len(words) - length + 1)]
+    if len(words) >= 15 and len(set(runs)) < share * len(runs):
+        return True
     raw = text.encode("utf-8", "replace")
     return len(raw) >= 100 and len(zlib.compress(raw, 9)) < 0.2 * len(raw)
 

@@ -48,7 +48,7 @@ def test_every_option_that_the_documents_name_exists():
         for flag in [*parameter.opts, *parameter.secondary_opts]
     }
     foreign = {"--watch", "--type", "--overwrite", "--no-prompt", "--pool", "--all", "--param"}
-    foreign |= {"--enable-prompt-tokens-details", "--help"}
+    foreign |= {"--enable-prompt-tokens-details", "--help", "--red", "--benign"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", EVERYTHING))
     assert named - known - foreign == set()
 
