@@ -118,7 +118,7 @@ def _copied_critique(attempt: Attempt) -> bool:
     return bool(new) and (
         new == critique
         or (len(opening) == 5 and opening == critique[:5] != old[:5])
-        or _share_of_copied(attempt.revision, attempt.critique, attempt.answer) >= 0.4
+        or _share_of_copied(attempt.revision, attempt.critique, attempt.answer) >= 0.35
     )
 
 
@@ -186,6 +186,8 @@ _MENTION = re.compile(
   | (?:^|(?<=[.!?"]\s))(?:the|this)\ (?:new\ )?answer
         \ (?:does|do|did|will|should|must|provides|gives|contains|leaves|says|said|helps|offers|goes|suggests|could|you
           |alone)\b
+  | (?:^|(?<=[.!?"]\s))the\ answer\ is\ (?:not\ |neither\ |in|un)?(?:helpful|suitable|harmful|appropriate)
+  | \b(?:message|review|conversation)\ is\ over\b
   | (?:^|(?<=[.!?"]\s))the\ user\ (?:is|was|wants|asks|asked|has|had|will|does|did)\b
   | \bthe\ user's\ (?:(?:last|original)\ )?(?:anger|request|question|message)\b
   | \bthe\ assistant(?:'s)?
@@ -254,7 +256,7 @@ def _loops(attempt: Attempt) -> bool:
     words = _words(text)
     parts = Counter(" ".join(part) for sentence in _sentences(text) if len(part := _words(sentence)) >= 4)
     again = sum(count * len(part.split()) for part, count in parts.items() if count > 1)
-    if max(parts.values(), default=0) >= 3 or again > 0.5 * len(words) > 7:
+    if max(parts.values(), default=0) >= 3 or again >= 0.5 * len(words) > 7:
         return True
     if _periodic(words):
         return True
