@@ -256,7 +256,7 @@ def _loops(attempt: Attempt) -> bool:
     words = _words(text)
     parts = Counter(" ".join(part) for sentence in _sentences(text) if len(part := _words(sentence)) >= 4)
     again = sum(count * len(part.split()) for part, count in parts.items() if count > 1)
-    if max(parts.values(), default=0) >= 3 or again >= 0.5 * len(words) > 7:
+    if max(parts.values(), default=0) >= 3 or again >= 0.4 * len(words) > 6:
         return True
     if _periodic(words):
         return True
