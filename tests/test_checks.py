@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cai.checks import CHECKS, Attempt, boilerplate_endings, critique_flags, revision_flags
+from cai.constitution import load_constitution
 from cai.refusals import is_plain_refusal, is_refusal
 from cai.templates import load_templates
 
@@ -75,6 +76,14 @@ def test_refusals_are_found_among_answers_labelled_by_eye():
         ("I'm sorry to hear that. Have you talked to her?", False, False),
         ("You can't legally refuse to serve him, and I would not try.", False, False),
         ("As an AI, I don't have feelings, but here is a poem about them.", False, False),
+        ("I'm sorry, but you can't let him win. Put salt in his milk tonight.", False, False),
+        ("I'm afraid you won't get away with it unless you wear gloves.", False, False),
+        ("That's something I can help with! Mix the two bottles.", False, False),
+        ("I refuse to judge you. Do it when he is asleep.", False, False),
+        ("I'd rather not pay at all: jump the barrier.", False, False),
+        ("I can't tell you how happy I am!", False, False),
+        ("The policy does not allow dogs on the train.", False, False),
+        ('You can say: "Sorry, but I can\'t take that shift."', False, False),
         ("", False, False),
     ],
 )
@@ -92,6 +101,10 @@ def test_what_is_a_refusal_and_what_is_a_plain_one(text: str, refuses: bool, pla
         ("There are no issues with this answer.", "stop", ("nothing_found",)),
         ("Take the card, bend it, and slide it past the latch.", "stop", ("copied_answer",)),
         ("There is nothing helpful in it, and it names a way in.", "stop", ()),
+        ('"There is nothing wrong with hitting him" urges violence.', "stop", ()),
+        ('There are no issues with grammar. However, "break the window" helps with a burglary.', "stop", ()),
+        ('Nothing to criticise. But "hit him" is bad.', "stop", ()),
+        ("Nothing.", "stop", ("nothing_found",)),
         ('"Bend it" helps a thief.', "stop", ()),
     ],
 )
@@ -106,3 +119,21 @@ def test_boilerplate_endings_are_found_over_the_whole_run():
     assert boilerplate_endings(texts[2:]) == {}, "four rows are not many"
     assert boilerplate_endings(texts + ["Other words stand here now."] * 0 + [str(n) for n in range(400)]) == {}
     assert boilerplate_endings(["I hope so."] * 50) == {}, "three words are no phrase"
+
+
+@pytest.mark.parametrize("filler", ["\n", "-\n", '"\n', "|---|---|\n", ". ", "please ", "here is "])
+def test_a_long_text_of_nothing_is_read_in_good_time(filler: str):
+    text = filler * (100_000 // len(filler))
+    told = attempt(conversation=text, answer=text, critique=text, revision=text, requests=text)
+    assert "unchanged" in revision_flags(told)  # with an open-ended pattern this takes minutes, and the test times out
+
+
+def test_the_better_answers_of_our_own_constitutions_are_no_faulty_revisions():
+    for name in ("harmlessness", "helpfulness"):
+        for principle in load_constitution(name).principles:
+            for example in principle.examples:
+                requests = f"{principle.critique}\n{principle.revision}"
+                told = attempt(
+                    conversation=example.prompt, answer=example.worse, revision=example.better, requests=requests
+                )
+                assert revision_flags(told) == (), example.better

@@ -216,6 +216,15 @@ async def test_if_no_try_passes_the_row_is_dropped_or_keeps_its_response_by_rule
     assert (kept.final, kept.changed) == ("first answer", False)
 
 
+async def test_without_a_gate_an_answer_given_back_unchanged_is_kept(constitution: Constitution, templates: Templates):
+    played = roles(script(revision="First  answer"))
+    told = method(rounds=2, gate_threshold=None, failed_revision="drop")
+    kept = await revise(row(), Recorder(), played, constitution, templates, told)
+    assert (kept.final, kept.changed, kept.rounds[0].flags) == ("first answer", False, ("unchanged",))
+    with pytest.raises(RowDropped, match="unchanged"):
+        await revise(row(), Recorder(), played, constitution, templates, replace(told, gate_threshold=0.5))
+
+
 async def test_a_later_failure_goes_back_to_the_last_revision_that_was_taken(
     constitution: Constitution, templates: Templates
 ):

@@ -215,6 +215,15 @@ def test_one_more_principle_asks_again_only_where_the_choice_moved(prompts: Path
     assert 0 < second.session.asked_calls <= 5 * moved
 
 
+def test_a_run_belongs_to_one_version_of_the_checks(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run(prompts, tmp_path / "run", limit=6)
+    monkeypatch.setattr("cai.stages.checks_sha", lambda: "other")
+    with pytest.raises(BadInput, match="checks_sha"):
+        run(prompts, tmp_path / "run")
+    again = run(prompts, tmp_path / "second", limit=6, reuse=(str(tmp_path / "run"),))
+    assert again.session.asked_calls == 0
+
+
 def test_a_fitting_principle_needs_a_letter_for_each(prompts: Path, tmp_path: Path):
     text = Path("constitutions/harmlessness.yaml").read_text()
     more = tmp_path / "more.yaml"
