@@ -21,12 +21,13 @@ def test_the_table_is_made_from_the_runs_and_repeated_without_asking(tmp_path: P
     options = ("--config", config, "--limit", 12, "--out", tmp_path / "runs")
     first = quality(*options, "--variant", "as configured", "--variant", "gate off")
     assert first.returncode == 0, first.stderr
-    lines = [line.split(" | ") for line in first.stdout.splitlines()]
-    assert len({len(line) for line in lines}) == 2 and len(lines[0]) == 5, "a title and four columns"
-    for variant, kind in (("as-configured", "red-team"), ("gate-off", "benign")):
-        counts = open_run(str(tmp_path / "runs" / f"{variant}-{kind}")).manifest()["revise"]["counts"]
-        column = [line[-1] if kind == "benign" else line[1] for line in lines]
-        assert any(cell.startswith(f"{counts['changed']} (") for cell in column)
+    lines = [line.strip("| ").split(" | ") for line in first.stdout.splitlines() if not line.startswith("|--")]
+    columns = ["as configured, red-team", "as configured, benign", "gate off, red-team", "gate off, benign"]
+    assert lines[0] == columns and all(len(line) == 5 for line in lines[1:])
+    (changed,) = [line[1:] for line in lines if line[0] == "changed"]
+    for name, cell in zip(columns, changed, strict=True):
+        run = open_run(str(tmp_path / "runs" / name.replace(", ", "-").replace(" ", "-")))
+        assert cell.startswith(f"{run.manifest()['revise']['counts']['changed']} (")
     figures = json.loads(quality(*options, "--variant", "as configured", "--json").stdout)
     for one in figures["as configured"].values():
         assert one["changed"] + one["left_alone"] + sum(one["dropped"].values()) == one["read"] == 12
