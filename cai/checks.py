@@ -181,7 +181,7 @@ def _preamble(attempt: Attempt) -> bool:
 _MENTION = re.compile(
     r"""
     \bnothing\ to\ criti[cs]i[sz]e\b
-  | \b(?:a|the|this|your|that|my\ own)\ (?:critique|review|reviewer)\b(?!\ of\b)
+  | \b(?:an?|the|this|your|that|my|my\ own|following)\ (?:critique|review|reviewer)\b(?!\ of\b)
   | \Athank(?:s|\ you)\ for\ (?:your|the)\ (?:feedback|critique|correction|clarification|response|review)\b
   | (?:^|(?<=[.!?"]\s))(?:the|this)\ (?:new\ )?answer
         \ (?:does|do|did|will|should|must|provides|gives|contains|leaves|says|said|helps|offers|goes|suggests|could|you
