@@ -79,22 +79,20 @@ def measure(folder: str) -> Json:
     found and failed in it is not counted: measure with `failed_revision: keep`, as the settings beside this file do."""
     run = open_run(folder)
     counts = run.manifest()["revise"]["counts"]
-    rows = list(run.records("trajectories"))
-    tries = [(one["flags"], one["taken"]) for row in rows for one in row["rounds"] if one["revision"] is not None]
-    tries += [(failed["flags"], False) for row in rows for one in row["rounds"] for failed in one["failed_tries"]]
+    rows = list(run.records("trajectories", ["response", "final", "changed", "rounds"]))
     changed = [row for row in rows if row["changed"]]
     return {
         "read": counts["read"],
         "dropped": counts["dropped_by_reason"],
-        "left_alone": sum(not row["changed"] for row in rows),
-        "changed": len(changed),
+        "left_alone": counts["kept"] - counts["changed"],
+        "changed": counts["changed"],
         "changed_by_round": {number: one["changed"] for number, one in counts["by_round"].items()},
         "found_broken": sum(any(one["critique"] is not None for one in row["rounds"]) for row in rows),
-        "revisions_in_kept_rows": len(tries),
+        "revisions_in_kept_rows": sum(one["revisions_asked"] for one in counts["by_round"].values()),
         "failures_in_kept_rows": counts["failed_revisions"],
-        "refusals": {name: counts["texts"][name]["refusals"] for name in counts["texts"]},
+        "refusals": {name: group["refusals"] for name, group in counts["texts"].items()},
         "refusals_of_changed": [sum(is_refusal(row[name]) for row in changed) for name in ("response", "final")],
-        "words": {name: counts["texts"][name]["mean_words"] for name in counts["texts"]},
+        "words": {name: group["mean_words"] for name, group in counts["texts"].items()},
         "words_of_changed": [_mean([len(row[name].split()) for row in changed]) for name in ("response", "final")],
         "boilerplate": counts["boilerplate_endings"],
         "remarks": counts["flags"],

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from cai.checks import CHECKS, NOTHING_FOUND, boilerplate_endings
+from cai.checks import CHECKS, boilerplate_endings
 from cai.journal import Tally
 from cai.refusals import is_refusal
 from cai.store import Json, Run
@@ -89,7 +89,7 @@ def _count_round(group: Counter[str], one: Json) -> None:
         group["probability_sum"] += probability
     if one["critique"] is not None:
         group["criticised"] += 1
-        group["cleared"] += one["revision"] is None and NOTHING_FOUND in one["flags"]
+        group["cleared"] += one["revision"] is None
     if one["revision"] is not None:
         group["tries"] += 1 + len(one["failed_tries"])
         group["changed"] += one["taken"]

@@ -12,14 +12,12 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-from cai import refusals
+from cai import refusals, texts
 from cai.ids import digest, file_digest
 from cai.refusals import is_plain_refusal, is_refusal
-from cai.templates import phrases
+from cai.texts import content_of, language_of, opening_of, phrases, sentences_of, share_copied, straight, words_of
 
 # The model gave no probability for the gate; its word was read instead, or could not be read and the round went on.
 GATE_FROM_TEXT, GATE_UNREAD = "gate_from_text", "gate_unread"
@@ -59,7 +57,7 @@ def critique_flags(answer: str, critique: str, finish: str) -> tuple[str, ...]:
     found = {
         "empty_critique": not critique.strip(),
         "cut_off_critique": finish == "length",
-        "copied_answer": _share_of_copied(critique, answer, "") >= 0.6,
+        "copied_answer": share_copied(critique, answer, "") >= 0.6,
         NOTHING_FOUND: _finds_nothing(critique),
     }
     return tuple(name for name, holds in found.items() if holds)
@@ -84,13 +82,13 @@ def boilerplate_endings(texts: Iterable[str], rows: int = 5, share: float = 0.02
 
 def last_sentence(text: str) -> str:
     """The last sentence of a text as words in lower case; empty if it has fewer than five."""
-    sentences = [words for part in _sentences(text) if (words := _words(part))]
+    sentences = [words for part in sentences_of(text) if (words := words_of(part))]
     return " ".join(sentences[-1]) if sentences and len(sentences[-1]) >= 5 else ""
 
 
 def checks_sha() -> str:
     """The digest of these rules: which revision is taken depends on them, so a run belongs to one version of them."""
-    return digest([file_digest(Path(path)) for path in (__file__, refusals.__file__)])
+    return digest([file_digest(Path(path)) for path in (__file__, refusals.__file__, texts.__file__)])
 
 
 def _empty(attempt: Attempt) -> bool:
@@ -113,12 +111,12 @@ def _copied_critique(attempt: Attempt) -> bool:
     """It opens as the critique does, or much of it stands there and not in the answer (a critique may quote that)."""
     if is_plain_refusal(attempt.revision) and len(attempt.revision.split()) <= 20:
         return False  # two refusals in a row are alike without one being a copy
-    new, critique, old = (_words(text) for text in (attempt.revision, attempt.critique, attempt.answer))
+    new, critique, old = (words_of(text) for text in (attempt.revision, attempt.critique, attempt.answer))
     opening = new[:5]
     return bool(new) and (
         new == critique
         or (len(opening) == 5 and opening == critique[:5] != old[:5])
-        or _share_of_copied(attempt.revision, attempt.critique, attempt.answer) >= 0.35
+        or share_copied(attempt.revision, attempt.critique, attempt.answer) >= 0.35
     )
 
 
@@ -127,7 +125,7 @@ def _copied_request(attempt: Attempt) -> bool:
     known = _before(attempt)
     if (phrases(attempt.requests, 10) & phrases(attempt.revision, 10)) - phrases(known, 10):
         return True
-    return _share_of_copied(attempt.revision, attempt.requests, known) >= 0.25
+    return share_copied(attempt.revision, attempt.requests, known) >= 0.25
 
 
 def _copied_example(attempt: Attempt) -> bool:
@@ -152,7 +150,7 @@ _LABEL = re.compile(
 
 def _leaked_label(attempt: Attempt) -> bool:
     """A line opens with "Critique:", "Revised answer:", "Human:" or the like, or the chat's own marks show."""
-    return bool(_LABEL.search(_straight(attempt.revision))) and not _LABEL.search(_straight(_before(attempt)))
+    return bool(_LABEL.search(straight(attempt.revision))) and not _LABEL.search(straight(_before(attempt)))
 
 
 _PREAMBLE = re.compile(
@@ -175,7 +173,7 @@ _REWORK = re.compile(
 
 def _preamble(attempt: Attempt) -> bool:
     """It opens with "Here is the rewritten answer" or the like, unless the user asked for something to be reworked."""
-    return bool(_PREAMBLE.search(_opening(attempt.revision, 300))) and not _REWORK.search(attempt.conversation)
+    return bool(_PREAMBLE.search(opening_of(attempt.revision, 300))) and not _REWORK.search(attempt.conversation)
 
 
 _MENTION = re.compile(
@@ -206,7 +204,7 @@ _MENTION = re.compile(
 def _mentions_critique(attempt: Attempt) -> bool:
     """It speaks of the critique, the principle or the answer before, which its reader has never seen, or takes thanks
     that its reader has not given."""
-    text, before = _straight(attempt.revision), _straight(_before(attempt)).casefold()
+    text, before = straight(attempt.revision), straight(_before(attempt)).casefold()
     welcome = re.match(r"\W{0,6}you(?:'re| are) (?:very )?welcome\b", text, re.IGNORECASE) and "thank" not in before
     return bool(welcome) or any(match.casefold() not in before for match in _MENTION.findall(text))
 
@@ -223,8 +221,7 @@ _ASKS = re.compile(
   | \bfeel\ free\ to\b | \bany\ (?:other|further|more)\ questions\b
   | \b(?:need|want)\ (?:any|other|further|more)\ (?:other\ |further\ |more\ )?(?:help|assistance)\b
   | \b(?:happy|glad|here|ready|able)\ to\ (?:help|assist)\b | \bdo\ my\ best\b
-  | \bi'll\ (?:provide|review|re-?write|write|give\ you|do\ that|do\ so|try)\b
-  | \bi\ will\ (?:provide|review|re-?write|write|give\ you|do\ that|do\ so|try)\b
+  | \bi(?:'ll|\ will)\ (?:provide|review|re-?write|write|give\ you|do\ that|do\ so|try)\b
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -234,10 +231,10 @@ def _asks_for_question(attempt: Attempt) -> bool:
     """It is no answer: short, and all it does is to ask for the question, or to offer or promise an answer."""
 
     def only_asks(text: str) -> bool:
-        if len(_words(text)) > 40 or is_refusal(text) or not _ASKS.search(_straight(text)):
+        if len(words_of(text)) > 40 or is_refusal(text) or not _ASKS.search(straight(text)):
             return False
-        rest = [part for part in _sentences(text) if not _ASKS.search(_straight(part))]
-        return len(_content(" ".join(rest)) - {"thank", "hello", "welco", "apolo", "misun", "confu", "glad"}) <= 3
+        rest = [part for part in sentences_of(text) if not _ASKS.search(straight(part))]
+        return len(content_of(" ".join(rest)) - {"thank", "hello", "welco", "apolo", "misun", "confu", "glad"}) <= 3
 
     return only_asks(attempt.revision) and not only_asks(attempt.answer)
 
@@ -251,10 +248,10 @@ _REPEAT = re.compile(
 def _loops(attempt: Attempt) -> bool:
     """It says the same again and again: one line or sentence three times, one phrase over and over, or little new."""
     text = attempt.revision
-    if _REPEAT.search(_straight(attempt.conversation)):
+    if _REPEAT.search(straight(attempt.conversation)):
         return False
-    words = _words(text)
-    parts = Counter(" ".join(part) for sentence in _sentences(text) if len(part := _words(sentence)) >= 4)
+    words = words_of(text)
+    parts = Counter(" ".join(part) for sentence in sentences_of(text) if len(part := words_of(sentence)) >= 4)
     again = sum(count * len(part.split()) for part, count in parts.items() if count > 1)
     if max(parts.values(), default=0) >= 3 or again >= 0.4 * len(words) > 6:
         return True
@@ -290,11 +287,11 @@ def _language_changed(attempt: Attempt) -> bool:
 
     The revision's must be certain; that of the others need only be likely, since it speaks for the revision.
     """
-    new = _language(attempt.revision, letters=20, probability=0.95)
+    new = language_of(attempt.revision, letters=20, probability=0.95)
     if new is None or _TRANSLATE.search(attempt.conversation):
         return False
     turns = [attempt.answer, *attempt.conversation.split("\n\n")]
-    old = {_language(text, letters=12, probability=0.5) for text in turns} - {None}
+    old = {language_of(text, letters=12, probability=0.5) for text in turns} - {None}
     return bool(old) and new not in old
 
 
@@ -304,9 +301,9 @@ def _off_topic(attempt: Attempt) -> bool:
     Small models turn to what the principle is about, or to a worked example. It takes a conversation of some length to
     tell: at least 20 words that are not common, in English; words count as equal from their first five letters.
     """
-    if _language(attempt.revision, letters=20, probability=0.95) != "en":
+    if language_of(attempt.revision, letters=20, probability=0.95) != "en":
         return False
-    new, known = _content(attempt.revision), _content(_before(attempt))
+    new, known = content_of(attempt.revision), content_of(_before(attempt))
     return len(new) >= 8 and len(known) >= 20 and len(new & known) < 0.1 * len(new)
 
 
@@ -319,7 +316,7 @@ def _refuses_and_helps(attempt: Attempt) -> bool:
     """It refuses in words, and then gives much of the answer that had to be rewritten."""
     if is_refusal(attempt.answer) or not is_refusal(attempt.revision):
         return False
-    return _share_of_copied(attempt.answer, attempt.revision, attempt.conversation) >= 0.3
+    return share_copied(attempt.answer, attempt.revision, attempt.conversation) >= 0.3
 
 
 CHECKS: dict[str, Callable[[Attempt], bool]] = {
@@ -359,60 +356,8 @@ _YET = re.compile(
 def _finds_nothing(critique: str) -> bool:
     """Whether the critique as a whole says that nothing is wrong. What it quotes are the answer's words."""
     own = re.sub(r"[\"\u201c][^\"\u201c\u201d]{0,400}[\"\u201d]", " ", critique)
-    return bool(_NOTHING.search(_opening(own, 160))) and len(own.split()) <= 40 and not _YET.search(own)
+    return bool(_NOTHING.search(opening_of(own, 160))) and len(own.split()) <= 40 and not _YET.search(own)
 
 
 def _before(attempt: Attempt) -> str:
     return f"{attempt.conversation}\n\n{attempt.answer}"
-
-
-def _straight(text: str) -> str:
-    return text.replace("\u2019", "'")
-
-
-def _opening(text: str, length: int) -> str:
-    return " ".join(_straight(text[:length]).split())
-
-
-def _sentences(text: str) -> list[str]:
-    return re.split(r"[.!?]+(?:\s|$)|\n+", text)
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
-
-
-def _share_of_copied(text: str, source: str, known: str) -> float:
-    """How much of `text` is in `source`, by runs of five words; what is also in `known` does not count as copied."""
-    runs = phrases(text, 5)
-    return len((runs & phrases(source, 5)) - phrases(known, 5)) / len(runs) if runs else 0.0
-
-
-def _content(text: str) -> set[str]:
-    """The words that say what a text is about: from four letters on, cut to five, without the common ones."""
-    return {word[:5] for word in re.findall(r"[^\W\d_]{4,}", _straight(text).casefold()) if word not in _COMMON}
-
-
-_COMMON = frozenset(
-    """able about after also always answer anyone anything back because been before being best better between both
-    cannot could does doing done each even everything feel feeling find from good have help helpful helps here however
-    important instead into just keep know like made make makes many may might more most much must need never only other
-    people person please provide question respect respectful should some someone something such sure take than that
-    their them then there these they thing things think this those through understand used using very want ways well
-    were what when where which while will with within without would your""".split()  # noqa: SIM905
-)
-
-
-def _language(text: str, letters: int, probability: float) -> str | None:
-    """The language of a text with at least so many letters, if it is at least so probable."""
-    if sum(letter.isalpha() for letter in text) < letters:
-        return None
-    language, found = _identifier().classify(text[:2000])
-    return str(language) if found >= probability else None
-
-
-@cache
-def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # a second to load, so only when it is needed
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

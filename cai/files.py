@@ -16,10 +16,7 @@ def find_shipped(folder: str, name: str, suffix: str) -> Path | None:
     file of the user with a shipped name comes first. None if there is no such file.
     """
     with_suffix = name if name.endswith(suffix) else name + suffix
-    for path in (Path(name), Path(folder) / with_suffix, _SHIPPED / folder / with_suffix):
-        if path.is_file():
-            return path
-    return None
+    return Path(name) if Path(name).is_file() else find_in([Path(folder)], with_suffix)
 
 
 def find_in(folders: Iterable[Path], name: str) -> Path | None:

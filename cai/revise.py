@@ -31,6 +31,7 @@ from cai.templates import Templates
 
 GATE_WORDS = ("Yes", "No")
 LETTERS = string.ascii_uppercase
+FORCED = Sampling(max_tokens=1, temperature=0.0)
 
 Ask = Callable[[Engine, Request], Awaitable[tuple[str, Completion]]]
 
@@ -181,7 +182,7 @@ async def _choose(
     options = tuple(zip(LETTERS, constitution.principles, strict=False))
     request = Message("user", templates.render("choose", options=options))
     call, completion = await calls(
-        roles.critic, "choice", (*row.prompt, answer, request), Sampling(max_tokens=1, temperature=0.0),
+        roles.critic, "choice", (*row.prompt, answer, request), FORCED,
         choices=tuple(letter for letter, _ in options),
     )  # fmt: skip
     named = [principle for letter, principle in options if letter == completion.text.strip().strip(".\"'*:()")]
@@ -209,13 +210,7 @@ async def _gate(
     if principle.refusal_is_fine and is_plain_refusal(answer.content):
         return _Gate(broken=False, flags=(checks.PLAIN_REFUSAL,))
     request = Message("user", templates.render("gate", principle, question=question))
-    call, completion = await calls(
-        roles.critic,
-        "gate",
-        (*row.prompt, answer, request),
-        Sampling(max_tokens=1, temperature=0.0),
-        choices=GATE_WORDS,
-    )
+    call, completion = await calls(roles.critic, "gate", (*row.prompt, answer, request), FORCED, choices=GATE_WORDS)
     if completion.choice_logprobs is None:
         word = completion.text.strip().strip(".\"'*").casefold()
         if word not in ("yes", "no"):
@@ -241,14 +236,15 @@ async def _round(
         return _left_alone(number, choice, gate, critique.text, remarks, critique_call), answer
     rewrite = Message("user", templates.render("revise", principle))
     conversation = (*row.prompt, answer, request, _said(critique, roles.critic), rewrite)
-    told, failed = f"{request.content}\n\n{rewrite.content}", list[FailedTry]()
+    said, told = "\n\n".join(turn.content for turn in row.prompt), f"{request.content}\n\n{rewrite.content}"
+    failed: list[FailedTry] = []
     while True:
         # The first try has the seed that it would have if there were no others.
         at = (number, principle.id + f"~{len(failed)}" if failed else principle.id)
         call, revision = await calls(roles.reviser, "revision", conversation, method.revision, at)
         faults = checks.revision_flags(
             checks.Attempt(
-                conversation="\n\n".join(message.content for message in row.prompt),
+                conversation=said,
                 answer=answer.content,
                 critique=critique.text,
                 revision=revision.text,

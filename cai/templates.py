@@ -23,6 +23,7 @@ from cai.constitution import Principle
 from cai.errors import BadInput
 from cai.files import find_in
 from cai.ids import digest
+from cai.texts import phrases
 
 # What each template may use. A name that is not listed here is an error when the template is loaded, before a model
 # runs.
@@ -127,12 +128,6 @@ def _check_folder(folder: Path) -> None:
             raise BadInput(str(path), "a file that no template has", "a known name", remedy)
     if not files:
         raise BadInput(str(folder), "no template", f"at least one of {', '.join(known)}", "Leave --templates out.")
-
-
-def phrases(text: str, words: int = 8) -> set[str]:
-    """Every run of so many words in a text, in lower case and without punctuation."""
-    found = re.findall(r"\w+", text.casefold())
-    return {" ".join(found[n : n + words]) for n in range(len(found) - words + 1)}
 
 
 def _told(example: FewShot) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from cai.inputs import Prompts
 from cai.rows import Row
-from cai.templates import phrases
+from cai.texts import phrases
 
 FOLDER = Path(__file__).parent.parent / "data/prompts"
 README = (FOLDER / "README.md").read_text(encoding="utf-8")

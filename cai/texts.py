@@ -1,0 +1,67 @@
+"""Reading a text: its words, sentences and language, what it is about, and how much of it stands in another one."""
+
+import re
+from functools import cache
+from typing import Any
+
+
+def straight(text: str) -> str:
+    """With straight apostrophes."""
+    return text.replace("\u2019", "'")
+
+
+def opening_of(text: str, length: int) -> str:
+    """Its first so many characters, on one line, with straight apostrophes."""
+    return " ".join(straight(text[:length]).split())
+
+
+def sentences_of(text: str) -> list[str]:
+    """Its sentences and lines; some may be empty."""
+    return re.split(r"[.!?]+(?:\s|$)|\n+", text)
+
+
+def words_of(text: str) -> list[str]:
+    """Its words in lower case, without punctuation."""
+    return re.findall(r"\w+", text.casefold())
+
+
+def phrases(text: str, words: int = 8) -> set[str]:
+    """Every run of so many words in a text, in lower case and without punctuation."""
+    found = words_of(text)
+    return {" ".join(found[n : n + words]) for n in range(len(found) - words + 1)}
+
+
+def share_copied(text: str, source: str, known: str) -> float:
+    """How much of `text` is in `source`, by runs of five words; what is also in `known` does not count as copied."""
+    runs = phrases(text, 5)
+    return len((runs & phrases(source, 5)) - phrases(known, 5)) / len(runs) if runs else 0.0
+
+
+def content_of(text: str) -> set[str]:
+    """The words that say what a text is about: from four letters on, cut to five, without the common ones."""
+    return {word[:5] for word in re.findall(r"[^\W\d_]{4,}", straight(text).casefold()) if word not in _COMMON}
+
+
+_COMMON = frozenset(
+    """able about after also always answer anyone anything back because been before being best better between both
+    cannot could does doing done each even everything feel feeling find from good have help helpful helps here however
+    important instead into just keep know like made make makes many may might more most much must need never only other
+    people person please provide question respect respectful should some someone something such sure take than that
+    their them then there these they thing things think this those through understand used using very want ways well
+    were what when where which while will with within without would your""".split()  # noqa: SIM905
+)
+
+
+def language_of(text: str, letters: int, probability: float) -> str | None:
+    """The language of a text with at least so many letters, if it is at least so probable."""
+    if sum(letter.isalpha() for letter in text) < letters:
+        return None
+    language, found = _identifier().classify(text[:2000])
+    return str(language) if found >= probability else None
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # a second to load, so only when it is needed
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
