@@ -1,4 +1,4 @@
-# make demo: set everything up, run the main job on the embedded model, end with a summary.
+# make demo: set everything up, run the whole pipeline on the embedded model, end with datasets and a summary.
 # make test: set everything up, run the tests.
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,7 @@ READY := $(VENV)/.cai-ready
 .PHONY: demo test lint vllm-cpu clean
 
 demo: $(READY)
-	$(BIN)/python -m flows.revise --config demo
+	$(BIN)/python -m flows.pipeline --config demo
 
 test: $(READY)
 	$(BIN)/pytest

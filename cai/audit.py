@@ -6,22 +6,31 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from cai.calibrate import agreement
 from cai.checks import CHECKS, boilerplate_endings
 from cai.journal import Tally
+from cai.label import REASONS
 from cai.refusals import is_refusal
 from cai.store import Json, Run
 from cai.templates import fence
 
-TABLES = {"generate": "responses", "revise": "trajectories"}
+# The tables of each stage; the last one is written last, and has one row for each row or pair that was kept.
+TABLES = {
+    "generate": ("responses",),
+    "revise": ("trajectories",),
+    "label": ("pairs", "verdicts", "labels"),
+    "calibrate": ("pairs", "verdicts", "labels"),
+}
 
 
 def count_stage(run: Run, stage: str) -> Json:
     """The counts of a stage, from its tables: rows, drops by reason, tokens.
 
     For `revise` also, of the kept rows: what each round and each principle did, how revisions failed, refusals and
-    length before and after, and the closing sentences that too many revisions have in common (over the whole run).
+    length before and after, and the closing sentences that too many revisions have in common (over the whole run). For
+    `label`: what was decided and why not, what won, each principle's verdicts, and how people and the judge agree.
     """
-    table = TABLES[stage]
+    table = TABLES[stage][-1]
     columns = ["prompt_tokens", "cached_tokens", "completion_tokens"] + (
         ["changed", "rounds", "response", "final"] if stage == "revise" else []
     )
@@ -41,7 +50,67 @@ def count_stage(run: Run, stage: str) -> Json:
         "dropped_by_reason": dict(sorted(reasons.items())),
         "tokens": {name: tokens[name] for name in columns[:3]},
     }
-    return counts | rows.counts() if stage == "revise" else counts
+    if stage == "revise":
+        counts |= rows.counts()
+    return counts | count_labels(run) if table == "labels" else counts
+
+
+def count_labels(run: Run) -> Json:
+    """What the labels of a run come to, and the verdicts behind them.
+
+    `won` counts, for what the two answers of a pair are, how often each was chosen. A principle `decided` where it was
+    among those that sided with the label.
+    """
+    columns = ["pair_id", "a_from", "b_from"]
+    kinds = {row["pair_id"]: (row["a_from"], row["b_from"]) for row in run.records("pairs", columns)}
+    chosen: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    won: dict[str, Counter[str]] = {}
+    decided: dict[str, str] = {}
+    gaps: list[float] = []
+    reviewed: list[tuple[str, str]] = []
+    for row in run.records("labels", ["pair_id", "chosen", "judged", "reason", "reviewed", "position_gap"]):
+        chosen[row["chosen"]] += 1
+        if row["judged"] == "none":
+            reasons[row["reason"]] += 1
+        if row["position_gap"] is not None:
+            gaps.append(row["position_gap"])
+        if row["reviewed"] is not None:
+            reviewed.append((row["judged"], row["reviewed"]))
+        a, b = kinds[row["pair_id"]]
+        winner = {"a": a, "b": b}.get(row["chosen"], "none")
+        won.setdefault(" against ".join(sorted((a, b))), Counter())[winner] += 1
+        decided[row["pair_id"]] = row["judged"]
+    principles: dict[str, Counter[str]] = {}
+    for row in run.records("verdicts", ["pair_id", "principle_id", "probability_a", "letter_mass", "mode"]):
+        group = principles.setdefault(row["principle_id"], Counter())
+        mass: Any = row["letter_mass"] or 0.0
+        group.update(verdicts=1, mass=mass, sampled=row["mode"] == "sampled")
+        if row["probability_a"] is None:
+            group["unread"] += 1
+        else:
+            side = "a" if row["probability_a"] > 0.5 else "b"
+            group.update(decided=decided.get(row["pair_id"]) == side, apart=abs(row["probability_a"] - 0.5))
+    return {
+        "decided": chosen["a"] + chosen["b"],
+        "undecided_by_reason": {reason: reasons[reason] for reason in REASONS if reasons[reason]},
+        "won": {kind: dict(sorted(won[kind].items())) for kind in sorted(won)},
+        "mean_position_gap": round(sum(gaps) / len(gaps), 4) if gaps else None,
+        "verdicts": {name: _verdict_rates(principles[name]) for name in sorted(principles)},
+        "reviewed": agreement(reviewed),
+    }
+
+
+def _verdict_rates(group: Counter[str]) -> Json:
+    read = group["verdicts"] - group["unread"]
+    return {
+        "asked": group["verdicts"],
+        "unread": group["unread"],
+        "sampled": group["sampled"],
+        "with_the_label": group["decided"],
+        "mean_distance_from_half": round(group["apart"] / read, 4) if read else None,
+        "mean_letter_mass": round(group["mass"] / group["verdicts"], 4),
+    }
 
 
 @dataclass(slots=True)
@@ -139,7 +208,9 @@ def markdown(run: Run, stage: str) -> str:
     entry = run.manifest()[stage]
     counts, money = entry["counts"], entry["cost"]
     lines = [f"# cai {stage}", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {counts[name]} |" for name in ("read", "kept", "dropped", "changed") if name in counts]
+    lines += [
+        f"| {name} | {counts[name]} |" for name in ("read", "kept", "dropped", "changed", "decided") if name in counts
+    ]
     lines += [f"| dropped: {reason} | {count} |" for reason, count in counts["dropped_by_reason"].items()]
     lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in money.items()]
     if stage == "revise":

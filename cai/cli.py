@@ -9,23 +9,53 @@ import time
 import traceback
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from cai import __version__
+from cai.audit import TABLES
 from cai.audit import report as make_report
 from cai.constitution import check_constitution, json_schema, load_constitution
 from cai.errors import BadInput, CaiError, CheckFailed
 from cai.files import find_shipped
 from cai.options import chosen, with_settings
+from cai.pipeline import Finished, pipeline
 from cai.progress import Progress
-from cai.screen import print_constitution, print_outcome, print_report, print_row
-from cai.settings import GenerateSettings, ReviseSettings
-from cai.stages import Outcome, generate_stage, revise_stage
-from cai.store import Json, open_run
+from cai.screen import print_constitution, print_dataset, print_outcome, print_report
+from cai.screen_judge import print_calibration
+from cai.screen_rows import print_row
+from cai.settings import (
+    CalibrateSettings,
+    ConstitutionTestSettings,
+    ExportSettings,
+    GenerateSettings,
+    GoldSettings,
+    LabelSettings,
+    PipelineSettings,
+    ReviseSettings,
+)
+from cai.stages import (
+    Calibration,
+    Dataset,
+    Outcome,
+    calibrate_stage,
+    check_judge,
+    constitution_stage,
+    export_stage,
+    generate_stage,
+    label_stage,
+    revise_stage,
+)
+from cai.store import Json, Run, open_run
 
-GROUPS = {"Make data": ["generate", "revise"], "Look at it": ["report", "show"], "For auditors": ["constitution"]}
+GROUPS = {
+    "Make data": ["run", "generate", "revise", "label", "export"],
+    "Look at it": ["report", "show", "calibrate"],
+    "For auditors": ["constitution"],
+}
+
+T = TypeVar("T")
 
 
 class _Grouped(click.Group):
@@ -58,7 +88,7 @@ def generate(as_json: bool, **options: Any) -> None:
       cai generate redteam --samples 4 --out data/runs/samples
     """
     settings = chosen(GenerateSettings, options)
-    print_result(_run(generate_stage(settings, Progress()), settings.out), "generate", settings.out, as_json)
+    print_result(_run(generate_stage(settings, Progress()), settings.out), as_json)
 
 
 @cai.command(short_help="Answer, criticise and revise: trajectories.")
@@ -76,7 +106,76 @@ def revise(as_json: bool, **options: Any) -> None:
       cai revise mine.jsonl --constitution mine.yaml --endpoint http://127.0.0.1:8000/v1 --out data/runs/mine
     """
     settings = chosen(ReviseSettings, options)
-    print_result(_run(revise_stage(settings, Progress()), settings.out), "revise", settings.out, as_json)
+    print_result(_run(revise_stage(settings, Progress()), settings.out), as_json)
+
+
+@cai.command(short_help="Judge pairs of a run's answers: soft preference labels.")
+@with_settings(LabelSettings)
+def label(as_json: bool, **options: Any) -> None:
+    """Judge pairs of the answers in RUN against a constitution, and write RUN/pairs, RUN/verdicts and RUN/labels.
+
+    The judge is --model. Pairs that it cannot decide, and a sample of the others, are in RUN/review.jsonl; fill in
+    "answer" (a, b or none) and give the file back with --apply-review.
+
+    \b
+    Example:
+      cai label data/runs/first
+      cai label data/runs/first --endpoint http://127.0.0.1:8000/v1 --judge-mode logprob --judge-principles 3
+      cai label data/runs/first --apply-review data/runs/first/review.jsonl
+    """
+    settings = chosen(LabelSettings, options)
+    print_result(_run(label_stage(settings, Progress()), settings.run), as_json)
+
+
+@cai.command(short_help="Measure a judge on gold pairs.")
+@with_settings(CalibrateSettings)
+def calibrate(as_json: bool, **options: Any) -> None:
+    """Judge the pairs in GOLD, of which people know the better answer, and report how good the judge is.
+
+    GOLD is a .jsonl, .parquet or .csv file with the columns prompt, chosen and rejected. The figures and a reliability
+    plot go into the folder of the verdicts.
+
+    \b
+    Example:
+      cai calibrate gold.jsonl --endpoint http://127.0.0.1:8000/v1 --limit 200
+      cai calibrate gold.jsonl --min-accuracy 0.7 --max-flip 0.2
+    """
+    settings = chosen(CalibrateSettings, options)
+    print_calibration_of(_run(calibrate_stage(settings, Progress()), settings.out or "data/runs"), settings, as_json)
+
+
+@cai.command(short_help="Training datasets from a run, with a card.")
+@with_settings(ExportSettings)
+def export(as_json: bool, **options: Any) -> None:
+    """Write the answers and labels of RUN as datasets: sft, preference, reward and kto, with a card.
+
+    The folder is a dataset that datasets.load_dataset reads: load_dataset(DIR, "preference").
+
+    \b
+    Example:
+      cai export data/runs/first --out data/sets/first
+      cai export data/runs/first --out data/sets/first --for llama-factory --decontaminate eval.jsonl
+    """
+    settings = chosen(ExportSettings, options)
+    print_exported(_run(export_stage(settings, Progress()), settings.run), as_json)
+
+
+@cai.command(name="run", short_help="The whole pipeline: revise, label, export.")
+@with_settings(PipelineSettings)
+def run_all(as_json: bool, **options: Any) -> None:
+    """Answer PROMPTS, revise the answers, judge the pairs, and write training datasets beside the run.
+
+    With --gold the judge is measured first, and nothing else is spent if it is under --min-accuracy or over --max-flip.
+    The same command goes on where it was stopped.
+
+    \b
+    Example:
+      cai run redteam --out data/runs/first --limit 20
+      cai run mine.jsonl --config mine.yaml --judge big-model --gold gold.jsonl --min-accuracy 0.7 --out data/runs/mine
+    """
+    settings = chosen(PipelineSettings, options)
+    finished = _run(pipeline(settings, Progress()), settings.out)
+    print_finished(finished, as_json)
 
 
 @cai.command(short_help="What a run read, kept, dropped and changed, and what it cost.")
@@ -106,16 +205,37 @@ def show(run: str, row_id: str, as_json: bool) -> None:
     """
     opened = open_run(run)
     found: Json = {}
-    for stage, table in (("generate", "responses"), ("revise", "trajectories")):
-        rows = [row for row in opened.records(table) if row_id in (row["row_id"], row["prompt_id"])]
+    for stage in opened.settings():
+        table = TABLES[stage][-1]
+        rows = _judged(opened, row_id) if table == "labels" else _rows(opened, table, row_id)
         drops = [drop for drop in opened.dropped(stage, table) if drop["row_id"] == row_id]
-        found |= {table: rows} if rows else {}
+        found |= {"pairs" if table == "labels" else table: rows} if rows else {}
         found |= {"drops": found.get("drops", []) + drops} if drops else {}
     if not found:
         raise BadInput(
             run, f"no row '{row_id}'", "the row_id of a row or a drop", "Ids are in the column row_id of the tables."
         )
     _json(found) if as_json else print_row(found)
+
+
+def _rows(run: Run, table: str, row_id: str) -> list[Json]:
+    return [row for row in run.records(table) if row_id in (row["row_id"], row["prompt_id"])]
+
+
+def _judged(run: Run, row_id: str) -> list[Json]:
+    """The row's pairs, each with its verdicts and its label; `row_id` may also be a pair's id."""
+    pairs = [pair for pair in run.records("pairs") if row_id in (pair["row_id"], pair["prompt_id"], pair["pair_id"])]
+    ids = {pair["pair_id"] for pair in pairs}
+    labels = {label["pair_id"]: label for label in run.records("labels") if label["pair_id"] in ids}
+    verdicts = [verdict for verdict in run.records("verdicts") if verdict["pair_id"] in ids]
+    return [
+        {
+            "pair": pair,
+            "verdicts": [verdict for verdict in verdicts if verdict["pair_id"] == pair["pair_id"]],
+            "label": labels[pair["pair_id"]],
+        }
+        for pair in pairs
+    ]
 
 
 @cai.group(short_help="Read and check constitutions.")
@@ -171,6 +291,19 @@ def show_constitution(name: str, as_json: bool) -> None:
         print_constitution(loaded)
 
 
+@constitution.command(name="test")
+@with_settings(ConstitutionTestSettings)
+def test_constitution(as_json: bool, **options: Any) -> None:
+    """Does the judge apply each principle as its authors meant? Judge the examples in CONSTITUTION, each by its own.
+
+    \b
+    Example:
+      cai constitution test harmlessness --endpoint http://127.0.0.1:8000/v1 --min-accuracy 0.8
+    """
+    settings = chosen(ConstitutionTestSettings, options)
+    print_calibration_of(_run(constitution_stage(settings, Progress()), settings.out or "data/runs"), settings, as_json)
+
+
 @constitution.command()
 def schema() -> None:
     """Print the JSON Schema of the format, for editors.
@@ -182,17 +315,34 @@ def schema() -> None:
     _json(json_schema())
 
 
-def print_result(outcome: Outcome, stage: str, out: str, as_json: bool) -> None:
+def print_result(outcome: Outcome, as_json: bool) -> None:
     if as_json:
-        _json(
-            {
-                "entry": outcome.entry,
-                "asked_calls": outcome.session.asked_calls,
-                "reused_calls": outcome.session.reused_calls,
-            }
-        )
+        session = outcome.session
+        calls = {"asked_calls": session.asked_calls, "reused_calls": session.reused_calls}
+        _json({"entry": outcome.entry, **calls})
     else:
-        print_outcome(outcome, stage, out)
+        print_outcome(outcome)
+
+
+def print_exported(dataset: Dataset, as_json: bool) -> None:
+    _json(dataset.manifest) if as_json else print_dataset(dataset)
+
+
+def print_finished(finished: Finished, as_json: bool) -> None:
+    if as_json:
+        stages = {"revise": finished.revised.entry, "label": finished.labelled.entry}
+        _json({**stages, "export": finished.dataset.manifest})
+        return
+    print_outcome(finished.revised)
+    print_outcome(finished.labelled)
+    print_dataset(finished.dataset)
+
+
+def print_calibration_of(measured: Calibration, settings: GoldSettings, as_json: bool) -> None:
+    """Print a judge's figures. Raises CheckFailed, after that, if it is under the bar of the settings."""
+    folder = measured.outcome.folder
+    _json({"folder": folder, **measured.figures}) if as_json else print_calibration(measured.figures, folder)
+    check_judge(measured.figures, settings)
 
 
 def _json(value: object) -> None:
@@ -206,10 +356,10 @@ class _Stopped(BaseException):
         self.code = 128 + number
 
 
-def _run(stage: Coroutine[Any, Any, Outcome], out: str) -> Outcome:
+def _run(stage: Coroutine[Any, Any, T], out: str) -> T:
     """Run a stage to its end, or until Ctrl-C or SIGTERM; either way what is finished is kept."""
 
-    async def main() -> Outcome:
+    async def main() -> T:
         task = asyncio.current_task()
         assert task is not None
         first: list[tuple[int, float]] = []

@@ -31,6 +31,11 @@ def derived_seed(run_seed: int, row_id: str, round_number: int, purpose: str, pr
     return int(digest([run_seed, row_id, round_number, purpose, principle_id])[:8], 16) & 0x7FFFFFFF
 
 
+def first_of_two(pair_id: str) -> bool:
+    """Whether a is the first-named of a pair's two answers: in half of the pairs, so that no origin has a place."""
+    return int(digest(["a", pair_id])[:8], 16) % 2 == 0
+
+
 def choose(run_seed: int, row_id: str, round_number: int, weights: Mapping[str, float]) -> str:
     """The principle of a row's round: the id with the highest weighted hash (rendezvous hashing).
 
@@ -39,6 +44,12 @@ def choose(run_seed: int, row_id: str, round_number: int, weights: Mapping[str, 
     weights) and never moves a row from one old principle to another. An id is chosen in proportion to its weight.
     """
     return max(weights, key=lambda principle_id: _score(run_seed, row_id, round_number, principle_id, weights))
+
+
+def choose_several(run_seed: int, row_id: str, round_number: int, weights: Mapping[str, float], count: int) -> set[str]:
+    """The `count` ids with the highest weighted hashes; with one, the one that `choose` gives."""
+    ranked = sorted(weights, key=lambda name: _score(run_seed, row_id, round_number, name, weights), reverse=True)
+    return set(ranked[:count])
 
 
 def _score(run_seed: int, row_id: str, round_number: int, principle_id: str, weights: Mapping[str, float]) -> float:

@@ -6,26 +6,29 @@ missing, its columns are misnamed, none of its rows can be used) is BadInput bef
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from cai.errors import BadInput
 from cai.ids import digest
-from cai.rows import Drop, Message, Row, is_text
+from cai.rows import Drop, Message, Pair, Row, is_text
 from cai.sources import Unreadable, kind_of, plain, read_records
 
 COLUMNS = ("prompt", "id")
 ROLES = ("system", "user", "assistant")
 
+Item = TypeVar("Item")
+Bad = Callable[[str, str, str], "BadRecord"]
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The records of one shard in input order: rows to work on, and drops. `digests` has one for each."""
+    """The records of one shard in input order: rows or pairs to work on, and drops. `digests` has one for each."""
 
     index: int
-    items: tuple[Row | Drop, ...]
+    items: tuple[Row | Pair | Drop, ...]
     digests: tuple[str, ...]
 
     @property
@@ -49,9 +52,9 @@ class Prompts:
         Raises BadInput for a fault of the whole source, and with `strict` for the first record that cannot be used.
         """
         items = self._items()
-        for index, group in enumerate(_groups(items, records_in_chunk)):
+        for index, group in enumerate(groups(items, records_in_chunk)):
             flat = tuple(item for record in group for item in record)
-            yield Chunk(index, flat, tuple(_content(item) for item in flat))
+            yield Chunk(index, flat, tuple(content_of(item) for item in flat))
 
     def _items(self) -> Iterator[tuple[Row | Drop, ...]]:
         seen: set[bytes] = set()
@@ -59,59 +62,57 @@ class Prompts:
         position = 0
         for number, (place, record) in enumerate(islice(read_records(self.spec), self.limit)):
             if number == 0 and isinstance(record, dict):
-                _check_columns(place, record)
+                check_columns(place, record, ("prompt",), ("id",))
             try:
                 prompt_id, prompt, extra = parse(record, place, copies)
                 row_ids = [f"{prompt_id}~{k}" if k else prompt_id for k in range(self.samples)]
-                addresses = {_address(row_id) for row_id in row_ids}
+                addresses = {address(row_id) for row_id in row_ids}
                 if addresses & seen:
-                    raise _BadRecord("duplicate_id", f"the id '{prompt_id}' again", "each id once")
+                    raise BadRecord("duplicate_id", f"the id '{prompt_id}' again", "each id once")
                 seen |= addresses
-            except _BadRecord as bad:
-                problem = BadInput(
-                    place, bad.found, bad.expected, "Mend the record; without --strict it is dropped and counted."
-                )
-                if self.strict:
-                    raise problem from None
-                raw = (
-                    record.raw
-                    if isinstance(record, Unreadable)
-                    else json.dumps(plain(record), ensure_ascii=True)[:2000]
-                )
-                sentence = f"{place}: found {bad.found}, expected {bad.expected}"
-                yield (Drop(bad.row_id or place, self.stage, bad.reason, _printable(sentence), _printable(raw), place),)
+            except BadRecord as bad:
+                yield (as_drop(bad, record, place, self.stage, self.strict),)
                 continue
             rows = [Row(row_id, prompt_id, k, prompt, place, extra, position + k) for k, row_id in enumerate(row_ids)]
             position += self.samples
             yield tuple(rows)
 
 
-class _BadRecord(Exception):
+class BadRecord(Exception):
+    """One record that cannot be used: a countable reason, what was found, what was expected, its id if it has one."""
+
     def __init__(self, reason: str, found: str, expected: str, row_id: str = "") -> None:
         super().__init__(reason)
         self.reason, self.found, self.expected, self.row_id = reason, found, expected, row_id
 
 
-def _check_columns(place: str, record: dict[str, Any]) -> None:
+def as_drop(bad: BadRecord, record: dict[str, Any] | Unreadable, place: str, stage: str, strict: bool) -> Drop:
+    """The drop that a record becomes. Raises BadInput in its stead with `strict`."""
+    if strict:
+        remedy = "Mend the record; without --strict it is dropped and counted."
+        raise BadInput(place, bad.found, bad.expected, remedy) from None
+    raw = record.raw if isinstance(record, Unreadable) else json.dumps(plain(record), ensure_ascii=True)[:2000]
+    sentence = f"{place}: found {bad.found}, expected {bad.expected}"
+    return Drop(bad.row_id or place, stage, bad.reason, _printable(sentence), _printable(raw), place)
+
+
+def check_columns(place: str, record: dict[str, Any], needed: tuple[str, ...], optional: tuple[str, ...]) -> None:
     """A misspelt column is a fault of the whole source: every row would be dropped, or lose its id, for it."""
-    for known in COLUMNS:
+    for known in (*needed, *optional):
         if known in record:
             continue
         spelt = {name.strip().casefold(): name for name in record}
         close = spelt.get(known) or spelt.get(f"{known}s")
-        if close is None and known == "prompt":
-            found = difflib.get_close_matches("prompt", list(spelt), n=1, cutoff=0.7)
+        if close is None and known in needed:
+            found = difflib.get_close_matches(known, list(spelt), n=1, cutoff=0.7)
             close = spelt[found[0]] if found else None
         if close is not None:
             raise BadInput(place, f"the column '{close}'", f"'{known}'", f"Rename the column to '{known}'.")
-    if "prompt" not in record:
-        columns = ", ".join(f"'{name}'" for name in record) or "none"
-        raise BadInput(
-            place,
-            f"the columns {columns}",
-            "a column 'prompt' with text or messages",
-            "Rename the column that holds it.",
-        )
+    for missing in needed:
+        if missing not in record:
+            columns = ", ".join(f"'{name}'" for name in record) or "none"
+            expected = f"a column '{missing}' with text or messages"
+            raise BadInput(place, f"the columns {columns}", expected, "Rename the column that holds it.")
 
 
 def parse(
@@ -119,44 +120,64 @@ def parse(
 ) -> tuple[str, tuple[Message, ...], str]:
     """Id, conversation and carried-along columns (a JSON object) of one record.
 
-    A record without an id is named by its conversation, so that its id, and all that is derived from it, stays the same
-    when records are added before it; `copies` counts equal conversations, which get "-2", "-3", ... behind the id.
+    A record without an id is named by its conversation; see `derived_id` for `copies`.
     """
     if isinstance(record, Unreadable):
-        raise _BadRecord("not_readable", record.found, "an object with a 'prompt'")
-    given = record.get("id")
-    row_id = _id(given) if given is not None else ""
-    prompt = _conversation(record.get("prompt"), row_id)
-    if not row_id:
-        row_id = digest([[message.role, message.content] for message in prompt])[:16]
-        address = _address(row_id)
-        copies[address] = copies.get(address, 0) + 1
-        if copies[address] > 1:
-            row_id = f"{row_id}-{copies[address]}"
+        raise BadRecord("not_readable", record.found, "an object with a 'prompt'")
+    row_id = given_id(record)
+    prompt = conversation(record.get("prompt"), row_id)
+    row_id = row_id or derived_id([[message.role, message.content] for message in prompt], copies)
     extra = {name: plain(value) for name, value in record.items() if name not in COLUMNS}
     return row_id, prompt, json.dumps(extra, ensure_ascii=True, sort_keys=True) if extra else "{}"
 
 
-def _id(value: object) -> str:
+def given_id(record: dict[str, Any]) -> str:
+    """The id in the record, as text; "" if it has none."""
+    value = record.get("id")
+    if value is None:
+        return ""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > 500:
-        raise _BadRecord("bad_id", f"the id {json.dumps(plain(value))[:80]}", "printable text or a whole number")
+        raise BadRecord("bad_id", f"the id {json.dumps(plain(value))[:80]}", "printable text or a whole number")
     return value
 
 
-def _conversation(value: object, row_id: str) -> tuple[Message, ...]:
-    def bad(reason: str, found: str, expected: str) -> _BadRecord:
-        return _BadRecord(reason, found, expected, row_id)
+def derived_id(content: object, copies: dict[bytes, int]) -> str:
+    """An id made from what a record says, so that it, and all that is derived from it, stays the same when records are
+    added before it. `copies` counts equal records, which get "-2", "-3", ... behind the id.
+    """
+    row_id = digest(content)[:16]
+    place = address(row_id)
+    copies[place] = copies.get(place, 0) + 1
+    return row_id if copies[place] == 1 else f"{row_id}-{copies[place]}"
+
+
+def conversation(value: object, row_id: str) -> tuple[Message, ...]:
+    """A prompt, text or messages, as messages that end with the user's turn."""
+
+    def bad(reason: str, found: str, expected: str) -> BadRecord:
+        return BadRecord(reason, found, expected, row_id)
 
     if value is None:
         raise bad("no_prompt", "no 'prompt'", "text or a list of messages")
     if isinstance(value, str):
-        return (Message("user", _text(value, "prompt", bad)),)
+        return (Message("user", text_of(value, "prompt", "bad_prompt", bad)),)
     if not isinstance(value, list) or not value:
         raise bad("bad_prompt", f"a prompt of the type {kind_of(value)}", "text or a list of messages")
+    messages = messages_of(value, "bad_prompt", bad)
+    if messages[-1].role != "user":
+        raise bad(
+            "no_user_turn",
+            f"a conversation that ends with the {messages[-1].role}",
+            "one that ends with the user's turn",
+        )
+    return messages
+
+
+def messages_of(turns: list[Any], wrong_type: str, bad: Bad) -> tuple[Message, ...]:
+    """The turns as messages. `bad` makes the error; `wrong_type` is its reason where a content is not text."""
     messages: list[Message] = []
-    turns: list[Any] = value
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
             raise bad(
@@ -168,19 +189,16 @@ def _conversation(value: object, row_id: str) -> tuple[Message, ...]:
             raise bad(
                 "bad_role", f"the role {json.dumps(plain(turn['role']))[:40]} in message {number}", ", ".join(ROLES)
             )
-        messages.append(Message(turn["role"], _text(turn["content"], f"content in message {number}", bad)))
-    if messages[-1].role != "user":
-        raise bad(
-            "no_user_turn",
-            f"a conversation that ends with the {messages[-1].role}",
-            "one that ends with the user's turn",
+        messages.append(
+            Message(turn["role"], text_of(turn["content"], f"content in message {number}", wrong_type, bad))
         )
     return tuple(messages)
 
 
-def _text(value: object, where: str, bad: Any) -> str:
+def text_of(value: object, where: str, wrong_type: str, bad: Bad) -> str:
+    """The value if it is text that says something and that a table can hold."""
     if not isinstance(value, str):
-        raise bad("bad_prompt", f"{where} of the type {kind_of(value)}", "text")
+        raise bad(wrong_type, f"{where} of the type {kind_of(value)}", "text")
     if not value.strip():
         raise bad("empty_text", f"an empty {where}", "some text")
     if not is_text(value):
@@ -188,24 +206,29 @@ def _text(value: object, where: str, bad: Any) -> str:
     return value
 
 
-def _content(item: Row | Drop) -> str:
-    """What a row is, wherever it was read: a renamed source holds the same rows."""
+def content_of(item: Row | Pair | Drop) -> str:
+    """What an item is, for the mark of its shard, wherever it was read: a renamed source holds the same ones."""
     if isinstance(item, Drop):
         return digest([item.reason, item.raw])[:16]
-    return digest([item.row_id, [[message.role, message.content] for message in item.prompt], item.extra])[:16]
+    turns = [[message.role, message.content] for message in item.prompt]
+    if isinstance(item, Row):
+        return digest([item.row_id, turns, item.extra])[:16]
+    return digest([item.pair_id, turns, item.a, item.b, item.a_from, item.b_from])[:16]
 
 
 def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _address(text: str) -> bytes:
+def address(text: str) -> bytes:
+    """An id in few bytes, to know it again."""
     # Eight bytes an id keep the memory flat over millions of rows; a false "duplicate" has a chance of 1e-7 at a
     # million.
     return bytes.fromhex(digest(text)[:16])
 
 
-def _groups(items: Iterable[tuple[Row | Drop, ...]], size: int) -> Iterator[list[tuple[Row | Drop, ...]]]:
+def groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists of that size; the last one may be shorter."""
     iterator = iter(items)
     while group := list(islice(iterator, size)):
         yield group

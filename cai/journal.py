@@ -127,7 +127,8 @@ class Journal:
 def _completion(entry: dict[str, Any]) -> Completion:
     values = {name: entry[name] for name in _COMPLETION_FIELDS}
     values["token_ids"] = tuple(values["token_ids"])
-    values["choice_logprobs"] = tuple(values["choice_logprobs"]) if values["choice_logprobs"] else None
+    if values["choice_logprobs"] is not None:
+        values["choice_logprobs"] = tuple(values["choice_logprobs"])
     return Completion(**values)
 
 

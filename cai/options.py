@@ -6,21 +6,22 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
-from cai.settings import GenerateSettings, load_settings
+from cai.settings import Settings, load_settings
 
 
-def with_settings(kind: type[GenerateSettings]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def with_settings(kind: type[Settings]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command one option for each field of a settings model; the command gets the options that were given."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for name, field in reversed(kind.model_fields.items()):
-            if name == "prompts":
+        for name, field in reversed(_own_first(kind)):
+            if name == kind.positional:
                 continue
             kind_of, multiple = _click_type(field.annotation)
             default = (
                 "" if field.default is None or field.is_required() or multiple else f"  [default: {field.default}]"
             )
-            flag = f"--{name.replace('_', '-')}"
+            extra: Any = field.json_schema_extra or {}
+            flag = extra.get("option", f"--{name.replace('_', '-')}")
             command = click.option(
                 f"{flag}/--no-{flag[2:]}" if kind_of is bool else flag,
                 name,
@@ -33,15 +34,25 @@ def with_settings(kind: type[GenerateSettings]) -> Callable[[Callable[..., Any]]
             command
         )
         command = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
-        return click.argument("prompts", required=False)(command)
+        return click.argument(kind.positional, required=False)(command)
 
     return decorate
+
+
+def _own_first(kind: type[Settings]) -> list[tuple[str, Any]]:
+    """The fields of a settings model, its own before those that it shares with others."""
+    owners = [one.__annotations__ for one in kind.__mro__ if "__annotations__" in one.__dict__]
+    depth = {name: next(n for n, own in enumerate(owners) if name in own) for name in kind.model_fields}
+    return sorted(kind.model_fields.items(), key=lambda item: depth[item[0]])
 
 
 def _click_type(annotation: Any) -> tuple[Any, bool]:
     """The click type of a field, and whether it may be given several times. The settings model checks bounds."""
     if get_origin(annotation) in (Union, types.UnionType):
-        annotation = next(one for one in get_args(annotation) if one is not type(None))
+        kinds = [one for one in get_args(annotation) if one is not type(None)]
+        if len(kinds) > 1:
+            return str, False
+        annotation = kinds[0]
     if get_origin(annotation) is tuple:
         return str, True
     while hasattr(annotation, "__metadata__"):
@@ -51,7 +62,7 @@ def _click_type(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
-S = TypeVar("S", bound=GenerateSettings)
+S = TypeVar("S", bound=Settings)
 
 
 def chosen(kind: type[S], options: dict[str, Any]) -> S:

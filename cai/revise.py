@@ -13,27 +13,23 @@ are derived, not drawn; and instead of one principle a round may look at all of 
 turns the gate off.
 """
 
-import asyncio
 import math
 import string
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from cai import checks
+from cai.calls import FORCED, Ask, Calls, together
 from cai.constitution import Constitution, Principle
-from cai.engines import Completion, Engine, Request, Sampling
-from cai.errors import RequestRefused, RowDropped
-from cai.ids import choose, derived_seed
+from cai.engines import Completion, Engine, Sampling
+from cai.errors import RowDropped
+from cai.ids import choose
 from cai.refusals import is_plain_refusal
 from cai.rows import FailedTry, Message, Response, Round, Row, Trajectory
 from cai.templates import Templates
 
 GATE_WORDS = ("Yes", "No")
 LETTERS = string.ascii_uppercase
-FORCED = Sampling(max_tokens=1, temperature=0.0)
-
-Ask = Callable[[Engine, Request], Awaitable[tuple[str, Completion]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,43 +62,11 @@ class Method:
     failed_revision: Literal["keep", "drop"]
 
 
-@dataclass(slots=True)
-class _Calls:
-    """The calls of one row: asks them, and adds up their tokens."""
-
-    row: Row
-    ask: Ask
-    seed: int
-    finished: list[Completion] = field(default_factory=list[Completion])
-
-    async def __call__(
-        self,
-        engine: Engine,
-        purpose: str,
-        messages: tuple[Message, ...],
-        sampling: Sampling,
-        at: tuple[int, str] = (0, ""),
-        choices: tuple[str, ...] | None = None,
-    ) -> tuple[str, Completion]:
-        seed = 0 if choices else derived_seed(self.seed, self.row.row_id, at[0], purpose, at[1])
-        request = Request(purpose, self.row.row_id, messages, sampling, seed, choices, self.row.position)
-        try:
-            key, completion = await self.ask(engine, request)
-        except RequestRefused as error:
-            raise RowDropped("refused_by_engine", f"{purpose}: {error}") from error
-        self.finished.append(completion)
-        return key, completion
-
-    def tokens(self) -> dict[str, int]:
-        names = ("prompt_tokens", "cached_tokens", "completion_tokens")
-        return {name: sum(getattr(completion, name) for completion in self.finished) for name in names}
-
-
 async def generate(
     row: Row, ask: Ask, generator: Engine, templates: Templates, seed: int, sampling: Sampling
 ) -> Response:
     """One response to the row's prompt. Raises RowDropped if there is none."""
-    calls = _Calls(row, ask, seed)
+    calls = Calls(row.row_id, row.position, ask, seed, row.row_id)
     call, response = await _respond(row, calls, generator, templates, sampling)
     return Response(
         row.row_id, row.prompt_id, row.sample, row.prompt, row.source, row.extra, response.text, response.finish, call,
@@ -114,7 +78,7 @@ async def revise(
     row: Row, ask: Ask, roles: Roles, constitution: Constitution, templates: Templates, method: Method
 ) -> Trajectory:
     """The row's response, its rounds of critique and revision, and its final answer. Raises RowDropped."""
-    calls = _Calls(row, ask, method.seed)
+    calls = Calls(row.row_id, row.position, ask, method.seed, row.row_id)
     response_call, response = await _respond(row, calls, roles.generator, templates, method.response)
     answer = _said(response, roles.generator)
     rounds: list[Round] = []
@@ -122,7 +86,7 @@ async def revise(
         chosen = await _choose(row, calls, roles, templates, method, answer, number, constitution)
         # A gate for one principle asks about the constitution as a whole, if that has a question.
         question = constitution.question if len(chosen) == 1 else None
-        gates = await _together(_gate(row, calls, roles, templates, method, answer, one, question) for one in chosen)
+        gates = await together(_gate(row, calls, roles, templates, method, answer, one, question) for one in chosen)
         for choice, gate in zip(chosen, gates, strict=True):
             if gate.broken:
                 one, answer = await _round(row, calls, roles, templates, method, answer, number, choice, gate)
@@ -141,7 +105,7 @@ async def revise(
 
 
 async def _respond(
-    row: Row, calls: _Calls, generator: Engine, templates: Templates, sampling: Sampling
+    row: Row, calls: Calls, generator: Engine, templates: Templates, sampling: Sampling
 ) -> tuple[str, Completion]:
     instructions = templates.render("respond")
     messages = (
@@ -165,7 +129,7 @@ class _Choice:
 
 
 async def _choose(
-    row: Row, calls: _Calls, roles: Roles, templates: Templates, method: Method,
+    row: Row, calls: Calls, roles: Roles, templates: Templates, method: Method,
     answer: Message, number: int, constitution: Constitution,
 ) -> tuple[_Choice, ...]:  # fmt: skip
     """The principles of a round.
@@ -201,7 +165,7 @@ class _Gate:
 
 
 async def _gate(
-    row: Row, calls: _Calls, roles: Roles, templates: Templates, method: Method,
+    row: Row, calls: Calls, roles: Roles, templates: Templates, method: Method,
     answer: Message, choice: _Choice, question: str | None,
 ) -> _Gate:  # fmt: skip
     principle = choice.principle
@@ -211,7 +175,7 @@ async def _gate(
         return _Gate(broken=False, flags=(checks.PLAIN_REFUSAL,))
     request = Message("user", templates.render("gate", principle, question=question))
     call, completion = await calls(roles.critic, "gate", (*row.prompt, answer, request), FORCED, choices=GATE_WORDS)
-    if completion.choice_logprobs is None:
+    if not completion.choice_logprobs:
         word = completion.text.strip().strip(".\"'*").casefold()
         if word not in ("yes", "no"):
             return _Gate(broken=True, flags=(checks.GATE_UNREAD,), call=call)
@@ -222,7 +186,7 @@ async def _gate(
 
 
 async def _round(
-    row: Row, calls: _Calls, roles: Roles, templates: Templates, method: Method,
+    row: Row, calls: Calls, roles: Roles, templates: Templates, method: Method,
     answer: Message, number: int, choice: _Choice, gate: _Gate,
 ) -> tuple[Round, Message]:  # fmt: skip
     """Critique the answer by the principle and rewrite it. Returns the round and the answer that stands after it."""
@@ -289,17 +253,6 @@ def _drop_if_none_was_taken(rounds: list[Round], method: Method) -> None:
     tries = sum(1 + len(one.failed_tries) for one in asked)
     detail = f"round {last.round}, principle {last.principle_id}: {', '.join(faults)}; no revision of {tries} passed"
     raise RowDropped(faults[0], detail, last.revision or "")
-
-
-async def _together(gates: Iterable[Coroutine[Any, Any, _Gate]]) -> list[_Gate]:
-    """All of them, or the first error once the others have ended: a row that is over has no call under way."""
-    tasks = [asyncio.ensure_future(gate) for gate in gates]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _said(completion: Completion, by: Engine) -> Message:

@@ -132,6 +132,88 @@ class Trajectory:
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """Two different answers to one prompt, to be judged. `a_from` and `b_from` say where each comes from: "response",
+    "revision-2" (the second one taken), "sample-1"; in gold, "chosen" and "rejected".
+
+    Which of the two is a is derived from `pair_id`. `row_id` is the row that both come from; of two samples, the
+    first one's. `position` is the pair's place in its stage; lower ones go first when the engine is busy.
+    """
+
+    pair_id: str
+    row_id: str
+    prompt_id: str
+    prompt: tuple[Message, ...]
+    a: str
+    b: str
+    a_from: str
+    b_from: str
+    source: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge said of a pair by one principle, in one order.
+
+    `order` is "ab" where a was shown first, "ba" where b was, "none" where each answer was judged alone (`pointwise`).
+    `mode` is logprob, reasoned or pointwise, or "sampled" where the engine gave no log-probabilities and letters were
+    counted. `probability_a` is the probability that a is the better one, None where the verdict cannot be read; it is
+    never 0.5 for want of an answer. `logprob_a` and `logprob_b` are the log-probabilities of the letters that meant a
+    and b; of `pointwise` verdicts, the log-odds that a and b keep the principle. `letter_mass` is the probability that
+    fell on the two words at all (of two calls, the smaller). `raw` is what the judge wrote where the answer was due.
+    `calls` find what was said in the journal.
+    """
+
+    pair_id: str
+    principle_id: str
+    order: str
+    mode: str
+    probability_a: float | None
+    logprob_a: float | None
+    logprob_b: float | None
+    letter_mass: float | None
+    reasoning: str | None
+    raw: str
+    calls: tuple[str, ...]
+    judge: str
+    templates_sha: str
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What all verdicts on a pair come to: a soft label, and a decision or the reason why there is none.
+
+    `probability_a` is the weighted mean over principles and orders, after calibration. `judged` is what it decides: a,
+    b or none, and then `reason` counts why (`label.REASONS`). `reviewed` is what a person chose, if one did; `chosen`
+    is that, else `judged`. `margin` is the log-odds of the likelier answer, at most `label.LARGEST_MARGIN`.
+    `position_gap` is how far the two orders lie apart (mean over principles; None without orders), `agreement` the
+    share of the principles, by weight, that side with the mean.
+    """
+
+    pair_id: str
+    row_id: str
+    probability_a: float | None
+    chosen: str
+    margin: float | None
+    position_gap: float | None
+    principles: tuple[str, ...]
+    agreement: float | None
+    judged: str
+    reason: str
+    reviewed: str | None
+    mode: str
+    judge: str
+    constitution: str
+    constitution_sha: str
+    templates_sha: str
+    seed: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """A row that could not be used: `reason` is countable, `detail` a sentence, `raw` what was read or generated."""
 
@@ -225,6 +307,60 @@ TRAJECTORIES = _required(
     *_TOKENS,
 )
 
+PAIRS = _required(
+    ("pair_id", pa.string()),
+    ("row_id", pa.string()),
+    ("prompt_id", pa.string()),
+    ("prompt", _MESSAGES),
+    ("a", pa.string()),
+    ("b", pa.string()),
+    ("a_from", pa.string()),
+    ("b_from", pa.string()),
+    ("source", pa.string()),
+    ("position", pa.int64()),
+)
+
+VERDICTS = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("principle_id", pa.string(), nullable=False),
+        pa.field("order", pa.string(), nullable=False),
+        pa.field("mode", pa.string(), nullable=False),
+        pa.field("probability_a", pa.float64()),
+        pa.field("logprob_a", pa.float64()),
+        pa.field("logprob_b", pa.float64()),
+        pa.field("letter_mass", pa.float64()),
+        pa.field("reasoning", pa.string()),
+        pa.field("raw", pa.string(), nullable=False),
+        pa.field("calls", pa.list_(pa.string()), nullable=False),
+        pa.field("judge", pa.string(), nullable=False),
+        pa.field("templates_sha", pa.string(), nullable=False),
+    ]
+)
+
+LABELS = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("probability_a", pa.float64()),
+        pa.field("chosen", pa.string(), nullable=False),
+        pa.field("margin", pa.float64()),
+        pa.field("position_gap", pa.float64()),
+        pa.field("principles", pa.list_(pa.string()), nullable=False),
+        pa.field("agreement", pa.float64()),
+        pa.field("judged", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("reviewed", pa.string()),
+        pa.field("mode", pa.string(), nullable=False),
+        pa.field("judge", pa.string(), nullable=False),
+        pa.field("constitution", pa.string(), nullable=False),
+        pa.field("constitution_sha", pa.string(), nullable=False),
+        pa.field("templates_sha", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        *(pa.field(name, kind, nullable=False) for name, kind in _TOKENS),
+    ]
+)
+
 DROPS = _required(
     ("row_id", pa.string()),
     ("stage", pa.string()),
@@ -234,4 +370,11 @@ DROPS = _required(
     ("source", pa.string()),
 )
 
-SCHEMAS: dict[str, Any] = {"responses": RESPONSES, "trajectories": TRAJECTORIES, "drops": DROPS}
+SCHEMAS: dict[str, Any] = {
+    "responses": RESPONSES,
+    "trajectories": TRAJECTORIES,
+    "pairs": PAIRS,
+    "verdicts": VERDICTS,
+    "labels": LABELS,
+    "drops": DROPS,
+}

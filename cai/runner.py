@@ -5,20 +5,23 @@ so the tail of a shard never idles the engine. Rows start in input order and eac
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from cai.calls import Ask
 from cai.errors import CaiError, RowDropped
 from cai.inputs import Chunk
 from cai.journal import Journal, OtherRuns, Tally
-from cai.revise import Ask
-from cai.rows import Drop, Row
+from cai.rows import Drop, Pair, Row
 from cai.store import Run, ShardMark
 
-Work = Callable[[Row, Ask], Awaitable[object]]
+# From a row (or a pair) to what is known of it in the end.
+Work = Callable[[Any, Ask], Awaitable[object]]
+# From the results of a shard to the rows of each of its tables; the last table is the one that counts.
+Tables = Callable[[Sequence[Any]], Mapping[str, Sequence[object]]]
 
 
 class Watch(Protocol):
@@ -59,9 +62,9 @@ class _Shard:
 async def run_chunks(
     run: Run,
     stage: str,
-    table: str,
     chunks: Iterable[Chunk],
     work: Work,
+    tables: Tables,
     settings_sha: str,
     rows_in_flight: int,
     tally: Tally,
@@ -75,7 +78,7 @@ async def run_chunks(
     """
     free = asyncio.Semaphore(rows_in_flight)
 
-    async def one(shard: _Shard, place: int, row: Row) -> None:
+    async def one(shard: _Shard, place: int, row: Row | Pair) -> None:
         try:
             shard.results[place] = await work(row, shard.journal.ask)
         except RowDropped as dropped:
@@ -93,8 +96,9 @@ async def run_chunks(
         mark = ShardMark(settings_sha, shard.chunk.digests, len(drops))
         index = shard.chunk.index
         shard.open.close()
-        await asyncio.to_thread(run.write_shard, stage, table, index, rows, drops, mark)
-        watch.shard(run.shard(table, index), len(rows), len(drops))
+        made = tables(rows)
+        await asyncio.to_thread(run.write_shard, stage, index, made, drops, mark)
+        watch.shard(run.shard(list(made)[-1], index), len(rows), len(drops))
 
     try:
         with ExitStack() as journals:
@@ -113,7 +117,7 @@ async def run_chunks(
                     if shard.missing == 0:
                         await finish(shard)
                     for place, item in enumerate(chunk.items):
-                        if isinstance(item, Row):
+                        if not isinstance(item, Drop):
                             await free.acquire()
                             group.create_task(one(shard, place, item))
     except BaseExceptionGroup as errors:

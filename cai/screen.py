@@ -1,6 +1,5 @@
 """What a person sees in the terminal: progress, summaries, one row's story. Model text is text, never markup."""
 
-import difflib
 import re
 from itertools import islice
 
@@ -12,7 +11,7 @@ from rich.text import Text
 
 from cai.audit import TABLES, examples
 from cai.constitution import Constitution
-from cai.stages import Outcome
+from cai.stages import Dataset, Outcome
 from cai.store import Json, open_run
 
 
@@ -25,8 +24,9 @@ def visible(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
-def print_outcome(outcome: Outcome, stage: str, out: str) -> None:
+def print_outcome(outcome: Outcome) -> None:
     """The summary after a run: counts, calls, three examples, where the files are."""
+    stage, out = outcome.stage, outcome.folder
     screen, run = console(), open_run(out)
     _print_stage(screen, stage, outcome.entry | {"finished": True})
     session = outcome.session
@@ -37,15 +37,35 @@ def print_outcome(outcome: Outcome, stage: str, out: str) -> None:
     if stage == "revise":
         for number, row in enumerate(islice(examples(run), 3), start=1):
             screen.print(_before_after(number, row))
-    screen.print(
-        f"Tables   {_plain(out)}/{TABLES[stage]}/*.parquet"
-        + (f", {_plain(out)}/drops/*.parquet" if outcome.entry["counts"]["dropped"] else ""),
-        soft_wrap=True,
-    )
-    screen.print(f"Manifest {_plain(out)}/manifest.json", soft_wrap=True)
-    first = next(run.records(TABLES[stage], ["row_id"]), None)
+    tables = [*TABLES[stage], *(["drops"] if outcome.entry["counts"]["dropped"] else [])]
+    screen.print("Tables   " + ", ".join(f"{plain(out)}/{table}/*.parquet" for table in tables), soft_wrap=True)
+    if (run.folder / "review.jsonl").is_file() and stage == "label":
+        screen.print(f"Review   {plain(out)}/review.jsonl, then cai label {plain(out)} --apply-review", soft_wrap=True)
+    screen.print(f"Manifest {plain(out)}/manifest.json", soft_wrap=True)
+    first = next(run.records(TABLES[stage][-1], ["row_id"]), None)
     if first is not None:
-        screen.print(f"One row  cai show {_plain(out)} {_plain(first['row_id'])}", soft_wrap=True)
+        screen.print(f"One row  cai show {plain(out)} {plain(first['row_id'])}", soft_wrap=True)
+
+
+def print_dataset(dataset: Dataset) -> None:
+    """The summary after an export: rows by config and split, what was left out, what to know, how to load it."""
+    screen, manifest, folder = console(), dataset.manifest, dataset.folder
+    screen.rule("[bold]cai export[/]")
+    rows = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("config", "offered", "left out", "train", "test"):
+        rows.add_column(heading, justify="left" if heading == "config" else "right")
+    for config, counts in manifest["counts"].items():
+        splits = counts["written"]
+        left_out = counts["left_out"]
+        rows.add_row(
+            config, str(counts["read"]), f"{sum(left_out.values())}{counted(left_out)}",
+            str(splits.get("train", 0)), str(splits.get("test", 0)),
+        )  # fmt: skip
+    screen.print(rows)
+    screen.print(f"Card     {plain(folder)}/README.md", soft_wrap=True)
+    for config, counts in manifest["counts"].items():
+        if counts["written"].get("train"):
+            screen.print(f'Load     datasets.load_dataset("{plain(folder)}", "{config}")', soft_wrap=True)
 
 
 def print_report(result: Json, run: str) -> None:
@@ -60,23 +80,34 @@ def _print_stage(screen: Console, stage: str, entry: Json) -> None:
     state = "" if entry["finished"] else " [yellow](unfinished: finished shards only)[/]"
     screen.rule(f"[bold]cai {stage}[/]{state}")
     for role, model in models.items():
-        screen.print(f"{role:<10} {_plain(model)}")
+        screen.print(f"{role:<10} {plain(model)}")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("rows read", str(counts["read"]))
     table.add_row("kept", str(counts["kept"]))
-    table.add_row("dropped", str(counts["dropped"]) + _reasons(counts["dropped_by_reason"]))
+    table.add_row("dropped", str(counts["dropped"]) + counted(counts["dropped_by_reason"]))
+    if "decided" in counts:
+        undecided = counted(counts["undecided_by_reason"])
+        table.add_row("decided", f"{counts['decided']} ({share(counts['decided'], counts['kept'])} of kept){undecided}")
+        for kind, winners in counts["won"].items():
+            table.add_row(kind, "chosen: " + ", ".join(f"{name} {count}" for name, count in winners.items()))
+        if counts["mean_position_gap"] is not None:
+            table.add_row("position gap", f"{counts['mean_position_gap']:.3f} (mean distance of the two orders)")
+        if (reviewed := counts["reviewed"])["n"]:
+            kappa = reviewed["no_kappa"] if reviewed["kappa"] is None else f"{reviewed['kappa']:.2f}"
+            same = f"{reviewed['same']['value']:.2f} as the judge"
+            table.add_row("reviewed", f"{reviewed['n']} pairs, {same}, Cohen's kappa {kappa}")
     if "changed" in counts:
-        table.add_row("changed", f"{counts['changed']} ({_share(counts['changed'], counts['kept'])} of kept)")
+        table.add_row("changed", f"{counts['changed']} ({share(counts['changed'], counts['kept'])} of kept)")
     if counts.get("flags"):
-        table.add_row("remarks", _reasons(counts["flags"]).strip(" ()"))
+        table.add_row("remarks", counted(counts["flags"]).strip(" ()"))
     if counts.get("failed_revisions"):
-        table.add_row("failed revisions", _reasons(counts["failed_revisions"]).strip(" ()") + " (in kept rows)")
+        table.add_row("failed revisions", counted(counts["failed_revisions"]).strip(" ()") + " (in kept rows)")
     if "texts" in counts:
         before, after = counts["texts"]["response"], counts["texts"]["final"]
         table.add_row("refusals", f"{before['refusals']} of the responses, {after['refusals']} of the final answers")
         table.add_row("mean length", f"{before['mean_words']} words before, {after['mean_words']} after")
     for ending, rows in islice(counts.get("boilerplate_endings", {}).items(), 3):
-        table.add_row("many end with", f"{_plain(ending)} ({rows} rows)")
+        table.add_row("many end with", f"{plain(ending)} ({rows} rows)")
     tokens = counts["tokens"]
     table.add_row(
         "tokens in the rows",
@@ -92,6 +123,21 @@ def _print_stage(screen: Console, stage: str, entry: Json) -> None:
     for title, key in (("round", "by_round"), ("principle", "by_principle")):
         if counts.get(key):
             screen.print(_rates(title, counts[key]))
+    if counts.get("verdicts"):
+        screen.print(_verdict_rates(counts["verdicts"]))
+
+
+def _verdict_rates(groups: Json) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("principle", "verdicts", "unread", "with the label", "mean |P - 0.5|", "letter mass"):
+        table.add_column(heading, justify="left" if heading == "principle" else "right")
+    for name, group in groups.items():
+        apart = group["mean_distance_from_half"]
+        table.add_row(
+            name, str(group["asked"]), str(group["unread"]), str(group["with_the_label"]),
+            "-" if apart is None else f"{apart:.3f}", f"{group['mean_letter_mass']:.2f}",
+        )  # fmt: skip
+    return table
 
 
 def _rates(title: str, groups: Json) -> Table:
@@ -110,118 +156,12 @@ def _rates(title: str, groups: Json) -> Table:
     return table
 
 
-def print_row(found: Json) -> None:
-    """One row's story: conversation, response, each round with its revision as a word diff, the calls' keys."""
-    screen = console()
-    for row in found.get("responses", []):
-        screen.rule(f"response {_plain(row['row_id'])}")
-        _print_conversation(screen, row["prompt"])
-        screen.print(Panel(Text(visible(row["response"])), title="response", title_align="left"))
-        screen.print(
-            f"model {_plain(row['model'])}, call {row['call'][:16]}, {row['finish']}, from {_plain(row['source'])}"
-        )
-    for row in found.get("trajectories", []):
-        _print_trajectory(screen, row)
-    for drop in found.get("drops", []):
-        screen.rule(f"drop {_plain(drop['row_id'])}")
-        screen.print(f"dropped in {drop['stage']}: [bold]{_plain(drop['reason'])}[/]. {_plain(drop['detail'])}")
-        screen.print(Panel(Text(visible(drop["raw"]) or "(nothing)"), title="what was there", title_align="left"))
-
-
-def _print_trajectory(screen: Console, row: Json) -> None:
-    screen.rule(f"trajectory {_plain(row['row_id'])}")
-    _print_conversation(screen, row["prompt"])
-    screen.print(
-        Panel(
-            Text(visible(row["response"])),
-            title=f"response ({row['response_finish']}), call {row['response_call'][:16]}",
-            title_align="left",
-        )
-    )
-    answer = row["response"]
-    for one in row["rounds"]:
-        probability = one["violation_probability"]
-        gate = (
-            "gate not asked"
-            if one["gate_call"] is None
-            else "P(broken) not known"
-            if probability is None
-            else f"P(broken) = {probability:.3f}"
-        )
-        flags = f" [{', '.join(one['flags'])}]" if one["flags"] else ""
-        screen.print(Text(f"Round {one['round']}: principle {one['principle_id']}, {gate}{flags}", style="bold"))
-        calls = [f"{name} {one[f'{name}_call'][:16]}" for name in ("choice", "gate") if one[f"{name}_call"]]
-        if calls:
-            screen.print(f"  calls: {', '.join(calls)}")
-        if one["critique"] is None:
-            screen.print("  no critique was asked for; nothing changed")
-            continue
-        screen.print(
-            Panel(
-                Text(visible(one["critique"])), title=f"critique, call {one['critique_call'][:16]}", title_align="left"
-            )
-        )
-        if one["revision"] is None:
-            screen.print("  the critique found nothing; nothing changed")
-            continue
-        for failed in one["failed_tries"]:
-            screen.print(
-                Panel(
-                    Text(visible(failed["revision"]) or "(nothing)"),
-                    title=f"failed try ({', '.join(failed['flags'])}), call {failed['call'][:16]}",
-                    title_align="left",
-                )
-            )
-        screen.print(
-            Panel(
-                word_diff(visible(answer), visible(one["revision"])),
-                title=f"revision ({one['finish']}), call {one['revision_call'][:16]}",
-                title_align="left",
-            )
-        )
-        if one["taken"]:
-            answer = one["revision"]
-        else:
-            screen.print("  not taken; the answer stays as it was")
-    screen.print(
-        Panel(
-            Text(visible(row["final"])),
-            title="final, changed" if row["changed"] else "final, unchanged",
-            title_align="left",
-        )
-    )
-    screen.print(
-        f"generator {_plain(row['model'])}, critic {_plain(row['critic'])}, reviser {_plain(row['reviser'])}, "
-        f"seed {row['seed']}\nconstitution {_plain(row['constitution'])} {row['constitution_sha'][:16]}, "
-        f"templates {row['templates_sha'][:16]}, from {_plain(row['source'])}\n"
-        f"{row['prompt_tokens']} prompt tokens ({row['cached_tokens']} cached), {row['completion_tokens']} generated"
-    )
-
-
-def _print_conversation(screen: Console, prompt: list[Json]) -> None:
-    for message in prompt:
-        screen.print(Text.assemble((f"{message['role']}: ", "bold cyan"), visible(message["content"])))
-
-
-def word_diff(before: str, after: str) -> Text:
-    """`after` with what was taken out struck through and what was put in underlined, word by word."""
-    old, new = re.findall(r"\S+\s*", before), re.findall(r"\S+\s*", after)
-    text = Text()
-    for kind, a, b, c, d in difflib.SequenceMatcher(a=old, b=new, autojunk=False).get_opcodes():
-        if kind == "equal":
-            text.append("".join(new[c:d]))
-            continue
-        text.append("".join(old[a:b]), style="red strike")
-        text.append("".join(new[c:d]), style="green underline")
-    return text
-
-
 def print_constitution(constitution: Constitution) -> None:
     """A constitution to be read from top to bottom."""
     screen = console()
-    screen.rule(f"[bold]{_plain(constitution.name)}[/] {_plain(constitution.version)}")
+    screen.rule(f"[bold]{plain(constitution.name)}[/] {plain(constitution.version)}")
     screen.print(Text(constitution.description))
-    screen.print(f"{_plain(str(constitution.path))}, sha256 {constitution.sha}\n")
+    screen.print(f"{plain(str(constitution.path))}, sha256 {constitution.sha}\n")
     for number, principle in enumerate(constitution.principles, start=1):
         screen.print(
             Text.assemble(
@@ -249,7 +189,7 @@ def _before_after(number: int, row: Json) -> Panel:
         body.append_text(Text.assemble(("after  ", "bold green"), _short(row["final"], 500)))
     else:
         body.append("after  ", style="bold green").append("(unchanged)")
-    return Panel(body, title=f"example {number}: {_plain(row['row_id'])}", title_align="left")
+    return Panel(body, title=f"example {number}: {plain(row['row_id'])}", title_align="left")
 
 
 def _short(text: str, limit: int) -> str:
@@ -257,13 +197,15 @@ def _short(text: str, limit: int) -> str:
     return flat if len(flat) <= limit else flat[: limit - 4] + " ..."
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """`text` as it stands, whatever brackets and control characters are in it."""
     return escape(visible(text))
 
 
-def _reasons(reasons: dict[str, int]) -> str:
+def counted(reasons: dict[str, int]) -> str:
+    """Reasons with their counts, in brackets; nothing if there are none."""
     return " (" + ", ".join(f"{name} {count}" for name, count in reasons.items()) + ")" if reasons else ""
 
 
-def _share(part: int, whole: int) -> str:
+def share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "-"

@@ -4,17 +4,21 @@ It stops at the stage: what lies below gets the few values that it uses.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cai.engines import Sampling, Spec
 from cai.errors import BadInput
+from cai.export import ExportMethod
 from cai.files import find_shipped, shipped_names
+from cai.label import Judging, Rule
+from cai.pairs import Kind
 from cai.revise import Method
+from cai.views import Trainer
 
 
 def _switch(value: object) -> object:
@@ -24,6 +28,10 @@ def _switch(value: object) -> object:
 
 def _list(value: object) -> object:
     return (value,) if isinstance(value, str) else value
+
+
+def _count(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 Several = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_list)]
@@ -38,20 +46,20 @@ Tokens = Annotated[int, Field(ge=1, le=131_072)]
 # here.
 NOT_COMPARED = frozenset(
     {
-        *("out", "prompts", "limit", "strict", "reuse", "slots", "rows_in_flight"),
+        *("out", "prompts", "run", "gold", "limit", "strict", "reuse", "replace", "slots", "rows_in_flight"),
         *("endpoint", "critic_endpoint", "reviser_endpoint", "timeout_seconds", "deadline_seconds", "retries"),
         *("engine", "model", "critic", "reviser", "constitution", "templates"),
+        *("review_share", "apply_review", "min_accuracy", "max_flip", "file"),
     }
 )
 
 
-class GenerateSettings(BaseModel):
-    """Answer prompts with a model: K responses per prompt."""
+class EngineSettings(BaseModel):
+    """What every stage that asks a model has in common."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    positional: ClassVar[str]  # the field that a command takes as its argument
 
-    prompts: Name = Field(description="Prompts: a .jsonl, .parquet or .csv file, or datasets:NAME[:CONFIG]:SPLIT.")
-    out: Name = Field(description="Folder of the run. The same command with the same folder goes on where it stopped.")
     model: str | None = Field(
         default=None, description="A Hugging Face id, a local folder, or 'embedded' (the default without --endpoint)."
     )
@@ -61,22 +69,15 @@ class GenerateSettings(BaseModel):
     endpoint: Several = Field(
         default=(), description="Address of an OpenAI-compatible server; may be given several times."
     )
-    limit: int | None = Field(default=None, ge=1, description="Read only so many prompts.")
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="Run seed; all sampling seeds and choices are derived from it."
     )
-    samples: int = Field(default=1, ge=1, le=64, description="Responses per prompt.")
-    temperature: Temperature = Field(default=1.0, description="Temperature of the response.")
-    top_p: TopP = Field(default=1.0, description="Nucleus sampling, for all sampled text.")
-    max_tokens: Tokens = Field(default=512, description="Token limit of the response.")
     templates: str | None = Field(
         default=None, description="Folder with templates that come before ./prompts and the shipped ones."
     )
-    strict: bool = Field(default=False, description="A record that cannot be used is an error instead of a drop.")
     reuse: Several = Field(
         default=(), description="Folder of another run whose finished calls may be used; may be given several times."
     )
-    shard_rows: int = Field(default=256, ge=1, le=100_000, description="Prompts in one Parquet file.")
     slots: int | None = Field(
         default=None,
         ge=1,
@@ -96,11 +97,8 @@ class GenerateSettings(BaseModel):
         default=False, description="Run code that comes with the model. Only for models you trust."
     )
 
-    def response(self) -> Sampling:
-        return Sampling(self.max_tokens, self.temperature, self.top_p)
-
     def spec(self, model: str | None = None, endpoints: tuple[str, ...] = ()) -> Spec:
-        """The engine to open: the generator's, or with `model` or `endpoints` another that is otherwise like it."""
+        """The engine to open: that of `model`, or with arguments another that is otherwise like it."""
         model = model or (None if endpoints else self.model)
         endpoints = endpoints or self.endpoint
         if model is None and not endpoints and self.engine in ("auto", "transformers"):
@@ -120,6 +118,25 @@ class GenerateSettings(BaseModel):
     def compared(self) -> dict[str, Any]:
         """The settings that make the data what it is: a run folder belongs to one set of them."""
         return {name: value for name, value in self.model_dump(mode="json").items() if name not in NOT_COMPARED}
+
+
+class GenerateSettings(EngineSettings):
+    """Answer prompts with a model: K responses per prompt."""
+
+    positional: ClassVar[str] = "prompts"
+
+    prompts: Name = Field(description="Prompts: a .jsonl, .parquet or .csv file, or datasets:NAME[:CONFIG]:SPLIT.")
+    out: Name = Field(description="Folder of the run. The same command with the same folder goes on where it stopped.")
+    limit: int | None = Field(default=None, ge=1, description="Read only so many prompts.")
+    samples: int = Field(default=1, ge=1, le=64, description="Responses per prompt.")
+    temperature: Temperature = Field(default=1.0, description="Temperature of the response.")
+    top_p: TopP = Field(default=1.0, description="Nucleus sampling, for all sampled text.")
+    max_tokens: Tokens = Field(default=512, description="Token limit of the response.")
+    strict: bool = Field(default=False, description="A record that cannot be used is an error instead of a drop.")
+    shard_rows: int = Field(default=256, ge=1, le=100_000, description="Prompts in one Parquet file.")
+
+    def response(self) -> Sampling:
+        return Sampling(self.max_tokens, self.temperature, self.top_p)
 
 
 class ReviseSettings(GenerateSettings):
@@ -177,35 +194,278 @@ class ReviseSettings(GenerateSettings):
         )
 
 
-S = TypeVar("S", bound=GenerateSettings)
+class JudgeSettings(EngineSettings):
+    """How pairs of answers are judged. The judge is `model`."""
+
+    judge_mode: Literal["logprob", "reasoned", "pointwise"] = Field(
+        default="pointwise",
+        description="One forced letter; a letter after reasoning; or each answer alone, as the last turn it was.",
+    )
+    judge_principles: Annotated[Literal["all"] | Annotated[int, Field(ge=1, le=1000)], BeforeValidator(_count)] = Field(
+        default="all", description="Principles that judge a pair: all, or so many of them, chosen by hash."
+    )
+    reasoning_temperature: Temperature = Field(default=0.0, description="Temperature of the judge's reasoning.")
+    reasoning_max_tokens: Tokens = Field(default=256, description="Token limit of the judge's reasoning.")
+    clamp: float = Field(
+        default=0.1, gt=0, le=0.5, description="How far the probability of a reasoned verdict may lie from 0.5."
+    )
+    letters: int = Field(
+        default=8, ge=1, le=64, description="Letters to sample where a server gives no log-probabilities."
+    )
+    min_mass: float = Field(
+        default=0.01, ge=0, le=1, description="Probability that must fall on the two words, or a verdict is unread."
+    )
+    judge_temperature: float = Field(
+        default=1.0, gt=0, le=100, description="The judge's log-odds are divided by it; cai calibrate finds it."
+    )
+    tie_band: float = Field(default=0.02, ge=0, lt=0.5, description="So near to 0.5 a label decides nothing.")
+    min_readable: float = Field(
+        default=0.5, ge=0, le=1, description="Share of the principles, by weight, that must have been read."
+    )
+    min_agreement: float = Field(
+        default=0.5, ge=0, le=1, description="Share of the principles, by weight, that must side with the label."
+    )
+
+    def judging(self) -> Judging:
+        return Judging(
+            seed=self.seed,
+            mode=self.judge_mode,
+            principles=None if self.judge_principles == "all" else self.judge_principles,
+            reasoning=Sampling(self.reasoning_max_tokens, self.reasoning_temperature),
+            clamp=self.clamp,
+            letters=self.letters,
+            min_mass=self.min_mass,
+            rule=Rule(self.judge_temperature, self.tie_band, self.min_readable, self.min_agreement),
+        )
+
+
+class LabelSettings(JudgeSettings):
+    """Judge pairs of a run's answers against a constitution: pairs, verdicts, labels."""
+
+    positional: ClassVar[str] = "run"
+
+    run: Name = Field(description="Folder of a finished run of cai revise or cai generate; the labels go into it.")
+    pairs: Kind = Field(
+        default="auto",
+        description="Response against final revision, consecutive revisions, two samples, or all of these; auto: "
+        "revision where there are trajectories, else samples.",
+    )
+    constitution: str | None = Field(
+        default=None, description="A constitution file or name; default: the one that the run was revised with."
+    )
+    limit: int | None = Field(default=None, ge=1, description="Read only so many rows of the run.")
+    review_share: float = Field(
+        default=0.05, ge=0, le=1, description="Share of the clear pairs that goes to review.jsonl with the unclear."
+    )
+    apply_review: str | None = Field(
+        default=None, description="A review.jsonl with people's answers: they come before the judge's."
+    )
+    replace: bool = Field(
+        default=False, description="Replace labels that were made with other settings; finished calls are kept."
+    )
+
+
+class GoldSettings(JudgeSettings):
+    """How a judge is measured on pairs of which the better answer is known."""
+
+    out: str | None = Field(default=None, description="Folder for the verdicts; default: one of its own per setting.")
+    min_accuracy: float | None = Field(default=None, ge=0, le=1, description="Exit 1 under this accuracy.")
+    max_flip: float | None = Field(default=None, ge=0, le=1, description="Exit 1 if more verdicts flip with the order.")
+
+
+class ConstitutionTestSettings(GoldSettings):
+    """Judge a constitution's own examples, each by its principle."""
+
+    positional: ClassVar[str] = "constitution"
+
+    constitution: Name = Field(default="harmlessness", description="A constitution file or name.")
+
+
+class CalibrateSettings(GoldSettings):
+    """Judge gold pairs, and measure the judge."""
+
+    positional: ClassVar[str] = "gold"
+
+    gold: Name = Field(description="Gold pairs: .jsonl, .parquet, .csv or datasets:..., with prompt, chosen, rejected.")
+    constitution: Name = Field(default="harmlessness", description="A constitution file or name.")
+    limit: int | None = Field(default=None, ge=1, description="Read only so many pairs.")
+    strict: bool = Field(default=False, description="A record that cannot be used is an error instead of a drop.")
+    shard_rows: int = Field(default=256, ge=1, le=100_000, description="Pairs in one Parquet file.")
+
+
+class Exporting(BaseModel):
+    """What goes into a dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    sft: Literal["final", "all"] = Field(
+        default="final", description="Answers for supervised fine-tuning: the final ones, or every revision taken."
+    )
+    clean_answers: Switch = Field(default="on", description="Responses that the gate left alone go into sft too.")
+    helpful: str | None = Field(
+        default=None, description="Helpful answers for sft: a run with responses, or a file with messages."
+    )
+    helpful_share: float = Field(default=0.5, ge=0, lt=1, description="Share of the sft rows that are helpful ones.")
+    test_share: float = Field(default=0.05, ge=0, lt=1, description="Share of the prompts that make the test split.")
+    near_duplicates: float | None = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Similarity (Jaccard) from which two texts count as one; 1: equal ones only.",
+    )
+    length_ratio: float | None = Field(
+        default=None, ge=1, description="Leave a pair out if one answer has so many times the words of the other."
+    )
+    decontaminate: Several = Field(
+        default=(), description="Evaluation set: rows that share 13 words in a row with it are left out; several times."
+    )
+    licence: str = Field(default="unknown", description="Licence of the dataset, for its card.")
+    trainer: Trainer = Field(
+        default="trl",
+        description="Files for another trainer beside those that TRL reads.",
+        json_schema_extra={"option": "--for"},
+    )
+
+    def export_method(self, seed: int) -> ExportMethod:
+        return ExportMethod(
+            seed=seed,
+            sft=self.sft,
+            clean_answers=self.clean_answers == "on",
+            helpful=self.helpful,
+            helpful_share=self.helpful_share,
+            test_share=self.test_share,
+            near_duplicates=self.near_duplicates,
+            length_ratio=self.length_ratio,
+            decontaminate=self.decontaminate,
+            licence=self.licence,
+            trainer=self.trainer,
+        )
+
+
+class ExportSettings(Exporting):
+    """Write a run's answers and labels as datasets that trainers load."""
+
+    positional: ClassVar[str] = "run"
+
+    run: Name = Field(description="Folder of a finished run.")
+    out: Name = Field(description="Folder for the datasets; an earlier export in it is replaced.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Splits and shares are derived from it.")
+
+
+class PipelineSettings(ReviseSettings, JudgeSettings, Exporting):
+    """The whole pipeline: revise, label, export. Before that, if gold is given: is the judge good enough?"""
+
+    positional: ClassVar[str] = "prompts"
+
+    dataset: str | None = Field(default=None, description="Folder for the datasets; default: OUT-dataset.")
+    judge: str | None = Field(default=None, description="Model that judges; default: the generator.")
+    judge_endpoint: Several = Field(default=(), description="Server of the judge; may be given several times.")
+    pairs: Kind = Field(default="auto", description="Which pairs are judged, see cai label.")
+    review_share: float = Field(
+        default=0.05, ge=0, le=1, description="Share of the clear pairs that goes to review.jsonl with the unclear."
+    )
+    gold: str | None = Field(default=None, description="Gold pairs that the judge is measured on before anything else.")
+    gold_limit: int | None = Field(default=None, ge=1, description="Read only so many gold pairs.")
+    min_accuracy: float | None = Field(
+        default=None, ge=0, le=1, description="Stop if the judge is under this accuracy."
+    )
+    max_flip: float | None = Field(default=None, ge=0, le=1, description="Stop if more verdicts flip with the order.")
+
+    @model_validator(mode="after")
+    def _bars_need_gold(self) -> Self:
+        if self.gold is None and (self.min_accuracy is not None or self.max_flip is not None):
+            raise ValueError("a bar for the judge (min_accuracy or max_flip) without gold")
+        return self
+
+    def revising(self) -> ReviseSettings:
+        return ReviseSettings.model_validate(self._shared(ReviseSettings))
+
+    def calibrating(self) -> CalibrateSettings | None:
+        """How the judge is measured first; None without gold."""
+        if self.gold is None:
+            return None
+        own = {"gold": self.gold, "limit": self.gold_limit, "out": None}
+        return CalibrateSettings.model_validate(self._shared(CalibrateSettings) | self._judge() | own)
+
+    def labelling(self) -> LabelSettings:
+        own = {"run": self.out, "limit": None}
+        return LabelSettings.model_validate(self._shared(LabelSettings) | self._judge() | own)
+
+    def exporting(self) -> ExportSettings:
+        own = {"run": self.out, "out": self.dataset or f"{self.out.rstrip('/')}-dataset"}
+        return ExportSettings.model_validate(self._shared(ExportSettings) | own)
+
+    def _judge(self) -> dict[str, Any]:
+        own = bool(self.judge_endpoint)
+        model = self.judge or (None if own else self.model)
+        return {"model": model, "endpoint": self.judge_endpoint or self.endpoint}
+
+    def _shared(self, kind: type[BaseModel]) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in kind.model_fields if name in type(self).model_fields}
+
+
+Settings = EngineSettings | ExportSettings
+S = TypeVar("S", bound=Settings)
 
 
 def load_settings(kind: type[S], config: str | None, given: Mapping[str, Any]) -> S:
     """Settings from a YAML file (a path, or the name of a recipe), with what is `given` on top.
 
+    A file that holds settings of the whole pipeline may be given to the command of each stage, which then takes what
+    the pipeline would hand to that stage.
+
     Raises BadInput for an unknown key, a wrong type or a value out of bounds; it names the file and line, or the
     option.
     """
     path, from_file, lines = _read_config(config) if config is not None else (None, {}, {})
-    for key in from_file:
-        if key not in kind.model_fields:
+    foreign = [key for key in from_file if key not in kind.model_fields]
+    for key in foreign:
+        if key not in PipelineSettings.model_fields:
             close = difflib.get_close_matches(str(key), list(kind.model_fields), n=1)
             remedy = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(kind.model_fields)}."
             raise BadInput(
                 f"{path}:{lines.get(key, 1)}", f"the unknown setting '{key}'", "a setting of this command", remedy
             )
     try:
+        if foreign:
+            from_file = _stage_of_pipeline(kind, from_file)
         return kind.model_validate({**from_file, **given})
     except ValidationError as error:
         one = error.errors()[0]
+        if not one["loc"]:  # settings that do not go together
+            found = one["msg"].removeprefix("Value error, ")
+            raise BadInput(str(path or "the settings"), found, "settings that go together", "Mend them.") from None
         name = str(one["loc"][0])
-        option = "--" + name.replace("_", "-") if name != "prompts" else "PROMPTS"
+        option = "--" + name.replace("_", "-") if name != kind.positional else name.upper()
         if one["type"] == "missing":
             raise BadInput(option, "nothing", "a value", "Give it on the command line or in --config FILE.") from None
         place = option if name in given or path is None else f"{path}:{lines.get(name, 1)}"
         found = f"{one['input']!r}" + ("" if place == option else f" for '{name}'")
         expected = one["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        raise BadInput(place, found, expected, kind.model_fields[name].description or "") from None
+        raise BadInput(place, found, expected, _described(kind, name)) from None
+
+
+def _described(kind: type[Settings], name: str) -> str:
+    return {**PipelineSettings.model_fields, **kind.model_fields}[name].description or ""
+
+
+def _stage_of_pipeline(kind: type[Settings], from_file: dict[str, Any]) -> dict[str, Any]:
+    """What the pipeline with these settings hands to one stage, without what hangs on a missing PROMPTS or --out."""
+    missing = "\x00"
+    whole = PipelineSettings.model_validate({"prompts": missing, "out": missing, **from_file})
+    stages: dict[type[Any], Callable[[], Settings | None]] = {
+        LabelSettings: whole.labelling,
+        ConstitutionTestSettings: whole.labelling,
+        CalibrateSettings: whole.calibrating,
+        ExportSettings: whole.exporting,
+    }
+    stage = stages.get(kind, whole.revising)()
+    told = stage.model_dump() if stage is not None else {}
+    return {
+        name: value
+        for name, value in told.items()
+        if name in kind.model_fields and not (isinstance(value, str) and value.startswith(missing))
+    }
 
 
 def _read_config(config: str) -> tuple[Path, dict[str, Any], dict[str, int]]:

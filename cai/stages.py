@@ -5,36 +5,58 @@ the engines if anything is, and only then write.
 """
 
 import asyncio
+import json
+import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from cai.audit import TABLES, cost, count_stage
+from cai.calibrate import judge_figures, reliability_svg, temperature_figures
 from cai.checks import checks_sha
-from cai.constitution import load_constitution
+from cai.constitution import Constitution, load_constitution
 from cai.engines import Engine, Spec, open_engine
 from cai.errors import BadInput, CheckFailed
+from cai.export import export
+from cai.files import write_atomically
+from cai.gold import ConstitutionPairs, GoldPairs
 from cai.ids import digest
 from cai.inputs import Chunk, Prompts
 from cai.journal import OtherRuns, Tally
+from cai.label import judge, soft_label, tables
+from cai.pairs import RunPairs
+from cai.review import read_review, review
 from cai.revise import LETTERS, Roles, generate, revise
 from cai.rows import Drop
-from cai.runner import Watch, Work, run_chunks
-from cai.settings import GenerateSettings, ReviseSettings
-from cai.store import Json, Run
-from cai.templates import load_templates
+from cai.runner import Tables, Watch, Work, run_chunks
+from cai.settings import (
+    CalibrateSettings,
+    ConstitutionTestSettings,
+    EngineSettings,
+    ExportSettings,
+    GenerateSettings,
+    GoldSettings,
+    JudgeSettings,
+    LabelSettings,
+    ReviseSettings,
+)
+from cai.store import Json, Run, open_run
+from cai.temperature import gather
+from cai.templates import JUDGE, load_templates
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A finished stage: its manifest entry, and what this session of it asked and how long it took."""
+    """A finished stage: its folder, its manifest entry, and what this session of it asked and how long it took."""
 
+    stage: str
+    folder: str
     entry: Json
     session: Tally
     seconds: float
@@ -47,8 +69,11 @@ async def generate_stage(settings: GenerateSettings, watch: Watch) -> Outcome:
     engines = _open([settings.spec()])
     generator = engines[settings.spec()]
     work = partial(generate, generator=generator, templates=templates, seed=settings.seed, sampling=settings.response())
-    stage = _Stage("generate", settings, {"generator": generator}, {"templates_sha": templates.sha}, templates.texts)
-    return await _run(stage, prompts, work, watch)
+    texts = {"templates_sha": templates.sha}
+    stage = _Stage(
+        "generate", settings, settings.out, {"generator": generator}, texts, templates.texts, settings.shard_rows
+    )
+    return await _run(stage, prompts, work, lambda rows: {"responses": rows}, watch)
 
 
 async def revise_stage(settings: ReviseSettings, watch: Watch) -> Outcome:
@@ -76,19 +101,145 @@ async def revise_stage(settings: ReviseSettings, watch: Watch) -> Outcome:
     texts = {"constitution": constitution.name, "constitution_sha": constitution.sha, "templates_sha": templates.sha}
     texts["checks_sha"] = checks_sha()
     copies = {**templates.texts, "constitution.yaml": constitution.text}
-    return await _run(_Stage("revise", settings, roles, texts, copies), prompts, work, watch)
+    stage = _Stage("revise", settings, settings.out, roles, texts, copies, settings.shard_rows)
+    return await _run(stage, prompts, work, lambda rows: {"trajectories": rows}, watch)
+
+
+async def label_stage(settings: LabelSettings, watch: Watch) -> Outcome:
+    """Judge pairs of a run's answers, into the run's own folder. Raises BadInput, EngineGaveUp.
+
+    People's answers (`apply_review`) come before the judge's; what is to be reviewed is in review.jsonl afterwards.
+    """
+    run = open_run(settings.run)
+    pairs = RunPairs(run, settings.pairs, settings.limit)
+    answers = read_review(settings.apply_review) if settings.apply_review is not None else {}
+    revised_with = run.folder / "inputs" / "revise" / "constitution.yaml"
+    default = str(revised_with) if revised_with.is_file() else "harmlessness"
+    constitution = load_constitution(settings.constitution or default)
+    stage, work = _judging("label", settings, settings.run, constitution)
+    amend = partial(review, answers=answers, share=settings.review_share, seed=settings.seed)
+    return await _run(stage, pairs, work, tables, watch, amend, settings.replace)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A judge that was measured: the stage that asked it, and the figures of `calibrate.judge_figures`."""
+
+    outcome: Outcome
+    figures: Json
+
+
+async def calibrate_stage(settings: CalibrateSettings, watch: Watch) -> Calibration:
+    """Judge gold pairs, and measure the judge. Raises BadInput, EngineGaveUp."""
+    gold = GoldPairs(settings.gold, settings.limit, settings.strict)
+    gold.look()
+    constitution = load_constitution(settings.constitution)
+    stage, work = _judging("calibrate", settings, _folder(settings, constitution), constitution, settings.shard_rows)
+    return _measured(await _run(stage, gold, work, tables, watch), constitution)
+
+
+async def constitution_stage(settings: ConstitutionTestSettings, watch: Watch) -> Calibration:
+    """Judge a constitution's own examples, each by its principle. Raises BadInput, EngineGaveUp."""
+    constitution = load_constitution(settings.constitution)
+    examples = ConstitutionPairs(constitution)
+    folder = _folder(settings, constitution)
+    stage, work = _judging("calibrate", settings, folder, constitution, principles=examples.principles)
+    outcome = await _run(stage, examples, work, tables, watch)
+    return _measured(outcome, constitution)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Exported datasets: their folder, and what its manifest.json holds."""
+
+    folder: str
+    manifest: Json
+
+
+async def export_stage(settings: ExportSettings, watch: Watch) -> Dataset:
+    """Write a run's answers and labels as datasets. Raises BadInput."""
+    run, method = open_run(settings.run), settings.export_method(settings.seed)
+    command = repeat("cai export", settings)
+    manifest = await asyncio.to_thread(export, run, Path(settings.out), method, command, watch.say)
+    return Dataset(settings.out, manifest)
+
+
+def repeat(command: str, settings: ExportSettings) -> str:
+    """The command that means these settings, for a person to give again."""
+    told = [getattr(settings, settings.positional)]
+    for name, field in type(settings).model_fields.items():
+        value, extra = getattr(settings, name), cast("dict[str, Any]", field.json_schema_extra or {})
+        option = extra.get("option", "--" + name.replace("_", "-"))
+        if name != settings.positional and value != field.default:
+            for one in value if isinstance(value, tuple) else (value,):
+                told += [option, str(one)]
+    return shlex.join([*command.split(), *told])
+
+
+def check_judge(figures: Json, settings: GoldSettings) -> None:
+    """Raise CheckFailed if the judge is under the bar that the settings name."""
+    accuracy, flips = figures["accuracy"]["value"], figures["flips"]
+    if settings.min_accuracy is not None and (accuracy is None or accuracy < settings.min_accuracy):
+        raise CheckFailed(f"the judge's accuracy is {accuracy}, under --min-accuracy {settings.min_accuracy}")
+    if settings.max_flip is not None and flips is not None and flips > settings.max_flip:
+        raise CheckFailed(f"{flips} of the judge's verdicts flip with the order, over --max-flip {settings.max_flip}")
+
+
+def _folder(settings: GoldSettings, constitution: Constitution) -> str:
+    """Where verdicts on gold go: a folder of their own for each set of settings, unless one is given."""
+    if settings.out is not None:
+        return settings.out
+    told = settings.model_dump(mode="json", include={*settings.compared(), "model", "endpoint", "gold", "limit"})
+    return f"data/runs/calibrate-{digest([told, constitution.sha])[:12]}"
+
+
+def _measured(outcome: Outcome, constitution: Constitution) -> Calibration:
+    run = open_run(outcome.folder)
+    figures = judge_figures(run.records("pairs"), run.records("verdicts"), run.records("labels"))
+    evidence = gather(run.records("pairs"), run.records("verdicts"), run.records("labels"), constitution.weights())
+    figures["temperature"] = temperature_figures(evidence, soft_label)
+    write_atomically(run.folder / "calibration.json", (json.dumps(figures, indent=2) + "\n").encode())
+    write_atomically(run.folder / "reliability.svg", reliability_svg(figures["calibration"]["bins"]).encode())
+    return Calibration(outcome, figures)
+
+
+def _judging(
+    name: str, settings: JudgeSettings, out: str, constitution: Constitution,
+    shard_rows: int = 256, principles: Mapping[str, tuple[str, ...]] | None = None,
+) -> tuple["_Stage", Work]:  # fmt: skip
+    """A stage in which pairs are judged, and its work."""
+    templates = load_templates(settings.templates, principles=constitution.principles, names=JUDGE[settings.judge_mode])
+    spec = settings.spec()
+    judging = _open([spec])[spec]
+    texts = {"constitution": constitution.name, "constitution_sha": constitution.sha, "templates_sha": templates.sha}
+    copies = {**templates.texts, "constitution.yaml": constitution.text}
+    work = partial(
+        judge, judge=judging, constitution=constitution, templates=templates, method=settings.judging(),
+        principles=principles,
+    )  # fmt: skip
+    return _Stage(name, settings, out, {"judge": judging}, texts, copies, shard_rows), work
+
+
+class Source(Protocol):
+    """Where a stage's rows or pairs come from. Iterating over `chunks` reads it anew each time."""
+
+    spec: str
+
+    def chunks(self, records_in_chunk: int) -> Iterator[Chunk]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
     name: str
-    settings: GenerateSettings
+    settings: EngineSettings
+    out: str
     roles: Mapping[str, Engine]
     texts: Mapping[str, str]
     copies: Mapping[str, str]
+    shard_rows: int
 
     def belongs(self) -> Json:
-        """What the stage's data depends on, beside the prompts: a folder holds the data of one such set."""
+        """What the stage's data depends on, beside its rows: a folder holds the data of one such set."""
         models = {role: engine.model for role, engine in self.roles.items()}
         return {"settings": self.settings.compared(), "models": models, "texts": dict(self.texts)}
 
@@ -103,37 +254,43 @@ def _open(specs: Iterable[Spec]) -> dict[Spec, Engine]:
     return {spec: open_engine(spec) for spec in dict.fromkeys(specs)}
 
 
-async def _run(stage: _Stage, prompts: Prompts, work: Work, watch: Watch) -> Outcome:
-    settings, table = stage.settings, TABLES[stage.name]
+async def _run(
+    stage: _Stage, source: Source, work: Work, tables: Tables, watch: Watch,
+    amend: Callable[[Run], bool] | None = None, replace: bool = False,
+) -> Outcome:  # fmt: skip
+    """Do what is still to do. `amend` has the last word on the finished tables, and says whether it changed them."""
     belongs = stage.belongs()
     begun = time.monotonic()
-    with Run(Path(settings.out)) as run:
-        _refuse_other_settings(run, stage.name, belongs, settings.out)
-        plan = await _plan(run, stage.name, table, digest(belongs), prompts, settings.shard_rows)
+    with Run(Path(stage.out)) as run:
+        _refuse_other_tables(run, stage)
+        if not replace:
+            _refuse_other_settings(run, stage.name, belongs, stage.out)
+        plan = await _plan(run, stage, digest(belongs), source)
         tally = Tally()
         watch.begin(stage.name, plan.rows, plan.finished_rows)
         try:
             if plan.open_chunks:
-                await _work_through(run, stage, plan, prompts, work, tally, watch)
+                await _work_through(run, stage, plan, source, work, tables, tally, watch)
         finally:
             watch.end()
-        if plan.open_chunks or stage.name not in run.manifest():
-            run.write_manifest(stage.name, _manifest_entry(run, stage, table, plan, belongs))
-        outcome = Outcome(run.manifest()[stage.name], tally, time.monotonic() - begun)
+        amended = amend(run) if amend is not None else False
+        if plan.open_chunks or amended or stage.name not in run.manifest():
+            run.write_manifest(stage.name, _manifest_entry(run, stage, source, plan, belongs))
+        outcome = Outcome(stage.name, stage.out, run.manifest()[stage.name], tally, time.monotonic() - begun)
     counts = outcome.entry["counts"]
     if counts["kept"] == 0:
         reasons = ", ".join(f"{reason} {count}" for reason, count in counts["dropped_by_reason"].items())
         raise CheckFailed(
-            f"{settings.out}: none of {counts['read']} rows was kept ({reasons}). See its drops with cai show."
+            f"{stage.out}: none of {counts['read']} rows was kept ({reasons}). See its drops with cai show."
         )
     return outcome
 
 
 async def _work_through(
-    run: Run, stage: _Stage, plan: "_Plan", prompts: Prompts, work: Work, tally: Tally, watch: Watch
+    run: Run, stage: _Stage, plan: "_Plan", source: Source, work: Work, tables: Tables, tally: Tally, watch: Watch
 ) -> None:
     """Open the engines, write down what the run belongs to, and make the shards that are not there yet."""
-    settings, table = stage.settings, TABLES[stage.name]
+    settings = stage.settings
     begun, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     others = OtherRuns([Path(other) for other in settings.reuse]) if settings.reuse else None
     for place in others.damaged if others is not None else ():
@@ -145,9 +302,9 @@ async def _work_through(
         run.belong(stage.name, belongs, stage.copies)
         run.write_manifest(stage.name, None)
         in_flight = settings.rows_in_flight or 2 * max(engine.slots for engine in stage.roles.values())
-        chunks = _still_to_do(prompts, settings.shard_rows, plan.open_chunks)
+        chunks = _still_to_do(source, stage.shard_rows, plan.open_chunks)
         try:
-            await run_chunks(run, stage.name, table, chunks, work, digest(belongs), in_flight, tally, others, watch)
+            await run_chunks(run, stage.name, chunks, work, tables, digest(belongs), in_flight, tally, others, watch)
         finally:
             seconds = round(time.monotonic() - begun, 3)
             run.add_session({"stage": stage.name, "started": started, "seconds": seconds, **asdict(tally)})
@@ -161,24 +318,25 @@ class _Plan:
     prompts_sha: str
 
 
-async def _plan(run: Run, stage: str, table: str, settings_sha: str, prompts: Prompts, shard_rows: int) -> _Plan:
+async def _plan(run: Run, stage: _Stage, settings_sha: str, source: Source) -> _Plan:
     """Read the whole input once and compare it with the shards that are there, before anything is written or asked."""
+    tables = TABLES[stage.name]
     rows, finished_rows, good = 0, 0, 0
     open_chunks: dict[int, str] = {}
     shas: list[str] = []
     first_drop: Drop | None = None
-    for chunk in prompts.chunks(shard_rows):
+    for chunk in source.chunks(stage.shard_rows):
         await asyncio.sleep(0)  # so that a signal is heeded also in a long source
         drops = [item for item in chunk.items if isinstance(item, Drop)]
         first_drop = first_drop or next(iter(drops), None)
         rows, good = rows + len(chunk.items), good + len(chunk.items) - len(drops)
         shas.append(chunk.sha)
-        mark = run.mark(stage, table, chunk.index)
+        mark = run.mark(stage.name, tables, chunk.index)
         if mark is not None and len(mark.inputs) > len(chunk.digests):
-            raise _too_few(prompts.spec, rows)
+            raise _too_few(source.spec, rows)
         if mark is not None and mark.inputs != chunk.digests[: len(mark.inputs)]:
             raise BadInput(
-                prompts.spec, f"other rows than this run was made from (in shard {chunk.index})",
+                source.spec, f"other rows than this run was made from (in shard {chunk.index})",
                 "the same rows, or more behind them",
                 f"Choose another --out, with --reuse {run.folder} to keep the finished calls.",
             )  # fmt: skip
@@ -187,13 +345,13 @@ async def _plan(run: Run, stage: str, table: str, settings_sha: str, prompts: Pr
         else:
             open_chunks[chunk.index] = chunk.sha
     if rows == 0:
-        raise BadInput(prompts.spec, "no records", "at least one prompt", "Check the file.")
+        raise BadInput(source.spec, "no records", "at least one", "Check the file.")
     if good == 0 and first_drop is not None:
         place, _, problem = first_drop.detail.partition(": found ")
         found, _, expected = problem.rpartition(", expected ")
         raise BadInput(place, found, expected, f"None of the {rows} records can be used; this is the first.")
-    if any(index >= len(shas) for index in run.finished_shards(table)):
-        raise _too_few(prompts.spec, rows)
+    if any(index >= len(shas) for index in run.finished_shards(tables[-1])):
+        raise _too_few(source.spec, rows)
     return _Plan(rows, finished_rows, open_chunks, digest(shas))
 
 
@@ -203,16 +361,16 @@ def _too_few(spec: str, rows: int) -> BadInput:
     )
 
 
-def _still_to_do(prompts: Prompts, shard_rows: int, open_chunks: Mapping[int, str]) -> Iterator[Chunk]:
+def _still_to_do(source: Source, size: int, open_chunks: Mapping[int, str]) -> Iterator[Chunk]:
     seen = 0
-    for chunk in prompts.chunks(shard_rows):
+    for chunk in source.chunks(size):
         if chunk.index in open_chunks:
             if chunk.sha != open_chunks[chunk.index]:
-                raise BadInput(prompts.spec, "other rows than a moment ago", "a source that stands still", "Run again.")
+                raise BadInput(source.spec, "other rows than a moment ago", "a source that stands still", "Run again.")
             yield chunk
             seen += 1
     if seen < len(open_chunks):
-        raise BadInput(prompts.spec, "fewer rows than a moment ago", "a source that stands still", "Run again.")
+        raise BadInput(source.spec, "fewer rows than a moment ago", "a source that stands still", "Run again.")
 
 
 def _refuse_other_settings(run: Run, stage: str, belongs: Json, out: str) -> None:
@@ -225,10 +383,18 @@ def _refuse_other_settings(run: Run, stage: str, belongs: Json, out: str) -> Non
         for name in sorted(old | new)
         if old.get(name) != new.get(name)
     ]
-    raise BadInput(
-        f"--out {out}", f"a run with other settings: {', '.join(differ)}", "the same settings",
-        f"Choose another --out, with --reuse {out} to keep the calls that have not changed.",
-    )  # fmt: skip
+    place, remedy = f"--out {out}", f"Choose another --out, with --reuse {out} to keep the calls that have not changed."
+    if stage == "label":
+        place, remedy = out, "Give --replace to make the labels anew; calls that have not changed are kept."
+    raise BadInput(place, f"a cai {stage} with other settings: {', '.join(differ)}", "the same settings", remedy)
+
+
+def _refuse_other_tables(run: Run, stage: _Stage) -> None:
+    """Labels and gold verdicts lie in tables of the same name, so a folder holds one of them."""
+    for other in run.settings():
+        if other != stage.name and set(TABLES[other]) & set(TABLES[stage.name]):
+            found = f"the folder of a cai {other}"
+            raise BadInput(f"--out {stage.out}", found, "another one", "Choose another --out.")
 
 
 def _flat(belongs: Json) -> dict[str, Any]:
@@ -239,7 +405,7 @@ def _flat(belongs: Json) -> dict[str, Any]:
     }
 
 
-def _manifest_entry(run: Run, stage: _Stage, table: str, plan: _Plan, belongs: Json) -> Json:
+def _manifest_entry(run: Run, stage: _Stage, source: Source, plan: _Plan, belongs: Json) -> Json:
     counts = count_stage(run, stage.name)
     if counts["read"] != plan.rows:
         raise AssertionError(f"{plan.rows} rows were read, but {counts['read']} are kept or dropped")
@@ -249,13 +415,13 @@ def _manifest_entry(run: Run, stage: _Stage, table: str, plan: _Plan, belongs: J
     return {
         **belongs,
         "prompts": {
-            "source": stage.settings.prompts,
-            "limit": stage.settings.limit,
+            "source": source.spec,
+            "limit": getattr(stage.settings, "limit", None),
             "rows": plan.rows,
             "sha": plan.prompts_sha,
         },
         "versions": libraries,
         "counts": counts,
         "cost": cost(run.sessions(stage.name)),
-        "files": run.files(stage.name, table),
+        "files": run.files(stage.name, TABLES[stage.name]),
     }

@@ -1,6 +1,7 @@
 """A run on disk: Parquet shards, the settings it was made with, its sessions, its manifest.
 
     RUN/trajectories/part-00000.parquet   rows in input order, whatever order they finished in
+    RUN/labels/part-00000.parquet         and pairs/, verdicts/: a stage may write several tables, shard by shard
     RUN/drops/revise-00000.parquet        the rows of that shard that could not be used, if there are any
     RUN/journal/part-00000.jsonl          the finished calls of that shard's rows
     RUN/inputs/revise/                    the constitution and the templates as the stage used them
@@ -9,8 +10,8 @@
     RUN/manifest.json                     files, digests, counts, tokens, times; written last
 
 A shard is written beside its name, synced and renamed, its drops before it; so a finished name means a finished file,
-and a shard whose rows are there has its drops. The footer of a shard holds the digests of its inputs and of the
-settings.
+and a shard whose rows are there has its drops. Of a stage with several tables the last one is written last, and stands
+for all. Its footer holds the digests of its inputs and of the settings.
 """
 
 import contextlib
@@ -152,10 +153,10 @@ class Run:
     def drops(self, stage: str, index: int) -> Path:
         return self.folder / "drops" / f"{stage}-{index:05d}.parquet"
 
-    def mark(self, stage: str, table: str, index: int) -> ShardMark | None:
+    def mark(self, stage: str, tables: Sequence[str], index: int) -> ShardMark | None:
         """What a finished shard says of itself; None if it or its drops are not there. Raises BadInput if damaged."""
-        path = self.shard(table, index)
-        if not path.exists():
+        path = self.shard(tables[-1], index)
+        if not all(self.shard(table, index).exists() for table in tables):
             return None
         try:
             said = json.loads((pq.read_schema(path).metadata or {})[b"cai"])
@@ -165,16 +166,22 @@ class Run:
         return mark if not mark.dropped or self.drops(stage, index).exists() else None
 
     def write_shard(
-        self, stage: str, table: str, index: int, rows: Sequence[object], drops: Sequence[Drop], mark: ShardMark
+        self, stage: str, index: int, tables: Mapping[str, Sequence[object]], drops: Sequence[Drop], mark: ShardMark
     ) -> None:
-        """Write a shard's drops, then its rows, each under a scratch name first."""
+        """Write a shard's drops, then its tables in their order, each under a scratch name first."""
         path = self.drops(stage, index)
         if drops:
             _write(path, to_table(drops, "drops"))
         else:
             path.unlink(missing_ok=True)
         footer = json.dumps(asdict(mark), sort_keys=True)
-        _write(self.shard(table, index), to_table(rows, table).replace_schema_metadata({"cai": footer}))
+        for table, rows in tables.items():
+            _write(self.shard(table, index), to_table(rows, table).replace_schema_metadata({"cai": footer}))
+
+    def rewrite_shard(self, table: str, index: int, rows: Sequence[object]) -> None:
+        """Write other rows into a finished shard, with the footer that it has."""
+        footer = pq.read_schema(self.shard(table, index)).metadata
+        _write(self.shard(table, index), to_table(rows, table).replace_schema_metadata(footer))
 
     def finished_shards(self, table: str) -> list[int]:
         """The numbers of the shards of a table that are there."""
@@ -207,10 +214,11 @@ class Run:
             stages[stage] = entry
         write_atomically(self.folder / "manifest.json", _dump(stages))
 
-    def files(self, stage: str, table: str) -> list[Json]:
+    def files(self, stage: str, tables: Sequence[str]) -> list[Json]:
         """Path, rows, bytes and sha256 of every file that a stage's manifest answers for."""
-        shards = [self.shard(table, index) for index in self.finished_shards(table)]
-        drops = [path for index in self.finished_shards(table) if (path := self.drops(stage, index)).exists()]
+        finished = self.finished_shards(tables[-1])
+        shards = [self.shard(table, index) for table in tables for index in finished]
+        drops = [path for index in finished if (path := self.drops(stage, index)).exists()]
         return [
             {
                 "path": str(path.relative_to(self.folder)),
@@ -224,7 +232,11 @@ class Run:
     def records(self, table: str, columns: list[str] | None = None) -> Iterator[Json]:
         """The rows of a table, shard by shard, in input order, as plain dicts."""
         for index in self.finished_shards(table):
-            yield from _read(self.shard(table, index), columns)
+            yield from self.shard_records(table, index, columns)
+
+    def shard_records(self, table: str, index: int, columns: list[str] | None = None) -> Iterator[Json]:
+        """The rows of one shard."""
+        return _read(self.shard(table, index), columns)
 
     def dropped(self, stage: str, table: str) -> Iterator[Json]:
         """The drops of a stage, in input order; those of shards that are not finished do not count yet."""

@@ -23,6 +23,7 @@ from cai.constitution import Principle
 from cai.errors import BadInput
 from cai.files import find_in
 from cai.ids import digest
+from cai.rows import Message
 from cai.texts import phrases
 
 # What each template may use. A name that is not listed here is an error when the template is loaded, before a model
@@ -33,7 +34,14 @@ VARIABLES: dict[str, frozenset[str]] = {
     "gate": frozenset({"principle", "question", "examples"}),
     "critique": frozenset({"principle", "examples"}),
     "revise": frozenset({"principle", "examples"}),
+    "judge": frozenset({"principle", "conversation", "first", "second"}),
+    "judge_reasoned": frozenset({"principle", "conversation", "first", "second"}),
+    "judge_letter": frozenset({"principle"}),
+    "judge_alone": frozenset({"principle"}),
 }
+# Which of them the supervised phase uses, and which each mode of the judge.
+SUPERVISED = ("respond", "choose", "gate", "critique", "revise")
+JUDGE = {"logprob": ("judge",), "reasoned": ("judge_reasoned", "judge_letter"), "pointwise": ("judge_alone",)}
 # The few-shot files, and what each of their examples must have beside question, answer, principle and broken.
 EXAMPLES_NEED: dict[str, tuple[str, ...]] = {"gate": (), "critique": ("critique",), "revise": ("critique", "revision")}
 
@@ -70,8 +78,8 @@ class Templates:
     def render(self, name: str, principle: Principle | None = None, **given: object) -> str:
         """The text of template `name`, stripped of outer white space.
 
-        `given` are `question`, the constitution's own for the gate, and `options`, the letters and principles for the
-        choice.
+        `given` are `question`, the constitution's own for the gate; `options`, the letters and principles for the
+        choice; `conversation`, `first` and `second`, the messages and the two answers that are compared.
         """
         values: dict[str, Any] = {"question": None, "options": (), "examples": self.examples.get(name, ()), **given}
         values["principle"] = principle
@@ -84,7 +92,7 @@ def load_templates(
     few_shot: bool = False,
     principles: Sequence[Principle] = (),
     question: str | None = None,
-    names: Sequence[str] = tuple(VARIABLES),
+    names: Sequence[str] = SUPERVISED,
 ) -> Templates:
     """Load the templates `names` and, with `few_shot`, their examples.
 
@@ -190,7 +198,10 @@ def _try_each(templates: Templates, principle: Principle, question: str | None) 
     for name, asked in product(templates.compiled, {None, question}):
         path = templates.paths[f"{name}.jinja"]
         try:
-            text = templates.render(name, principle, question=asked, options=(("A", principle),))
+            text = templates.render(
+                name, principle, question=asked, options=(("A", principle),),
+                conversation=(Message("user", "?"),), first="first", second="second",
+            )  # fmt: skip
         except Exception as error:  # a template is a small program, and may fail in any way
             place = f"{path}:{_line_in(error) or 1}"
             found = f"{error or type(error).__name__} (for the principle '{principle.id}')"

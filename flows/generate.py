@@ -5,6 +5,7 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from cai.cli import print_result
 from cai.settings import GenerateSettings
 from cai.stages import Outcome, generate_stage
 from flows.shared import load_api_key, main, parameters_of, watched
@@ -24,4 +25,4 @@ async def generate(**parameters: Any) -> Outcome:
 
 
 if __name__ == "__main__":
-    main(generate, GenerateSettings, "generate")
+    main(generate, GenerateSettings, "generate", print_result)

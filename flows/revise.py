@@ -5,6 +5,7 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from cai.cli import print_result
 from cai.settings import ReviseSettings
 from cai.stages import Outcome, revise_stage
 from flows.shared import load_api_key, main, parameters_of, watched
@@ -24,4 +25,4 @@ async def revise(**parameters: Any) -> Outcome:
 
 
 if __name__ == "__main__":
-    main(revise, ReviseSettings, "revise")
+    main(revise, ReviseSettings, "revise", print_result)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import click
 from prefect.artifacts import acreate_markdown_artifact, acreate_progress_artifact, aupdate_progress_artifact
@@ -15,17 +15,19 @@ from prefect.blocks.system import Secret
 from prefect.logging import get_run_logger
 
 from cai.audit import markdown
-from cai.cli import print_result, run_cli
+from cai.cli import run_cli
 from cai.options import chosen, with_settings
 from cai.progress import SECONDS_BETWEEN_LINES
-from cai.settings import GenerateSettings
+from cai.settings import EngineSettings, Settings
 from cai.stages import Outcome
 from cai.store import open_run
 
 API_KEY_BLOCK = "cai-api-key"
 
+T = TypeVar("T")
 
-def parameters_of(kind: type[GenerateSettings]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+
+def parameters_of(kind: type[Settings]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a flow function one flat parameter for each field of a settings model, with type, bounds and description.
 
     Prefect reads signature and docstring, so the deployment's schema, the command line and the YAML file are one thing.
@@ -90,22 +92,23 @@ class FlowWatch:
         if self._artifact is not None and (artifact := await self._artifact) is not None:
             await aupdate_progress_artifact(artifact_id=artifact, progress=min(share, 100.0))
 
-    async def finish(self, outcome: Outcome, out: str) -> None:
+    async def finish(self, outcome: Outcome) -> None:
         """Wait for the updates under way, then leave a summary with three examples on the flow run."""
         for pending in [self._artifact, *self._pending]:
             if pending is not None:
                 await pending
+        out = outcome.folder
         text = markdown(open_run(out), self._stage)
         await acreate_markdown_artifact(markdown=text, key=f"cai-{self._stage}-summary", description=out)
         session = outcome.session
         self._log.info("%s: %d calls asked, %d reused", out, session.asked_calls, session.reused_calls)
 
 
-async def watched(stage: Callable[[Any, FlowWatch], Awaitable[Outcome]], settings: GenerateSettings) -> Outcome:
+async def watched(stage: Callable[[Any, FlowWatch], Awaitable[Outcome]], settings: EngineSettings) -> Outcome:
     """A whole stage as the body of one task: rows and shards are inside, and resuming lives in the run folder."""
     watch = FlowWatch()
     outcome = await stage(settings, watch)
-    await watch.finish(outcome, settings.out)
+    await watch.finish(outcome)
     return outcome
 
 
@@ -120,14 +123,16 @@ async def load_api_key() -> None:
     os.environ["CAI_API_KEY"] = block.get()
 
 
-def main(flow: Callable[..., Awaitable[Outcome]], kind: type[GenerateSettings], stage: str) -> None:
-    """Run a flow directly, with the options of its command; Prefect starts a server of its own if none is set."""
+def main(flow: Callable[..., Awaitable[T]], kind: type[Settings], stage: str, show: Callable[[T, bool], None]) -> None:
+    """Run a flow directly, with the options of its command; Prefect starts a server of its own if none is set.
+
+    `show` prints the result, as JSON if it is told so.
+    """
 
     @click.command(help=f"Run the flow cai/{stage} here. See also: cai {stage} --help")
     @with_settings(kind)
     def command(as_json: bool, **options: Any) -> None:
         settings = chosen(kind, options)
-        outcome = asyncio.run(flow(**settings.model_dump()))  # type: ignore[arg-type]
-        print_result(outcome, stage, settings.out, as_json)
+        show(asyncio.run(flow(**settings.model_dump())), as_json)  # type: ignore[arg-type]
 
     run_cli(command, sys.argv[1:])

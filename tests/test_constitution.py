@@ -109,3 +109,12 @@ def test_the_published_schema_is_the_one_in_use_and_fits_the_shipped_constitutio
 def test_yaml_that_cannot_be_built_is_bad_input(tmp_path: Path, text: str):
     with pytest.raises(BadInput):
         load_constitution(str(written(tmp_path, text)))
+
+
+@pytest.mark.parametrize("name", ["harmlessness", "helpfulness"])
+def test_a_judge_that_only_likes_long_answers_does_no_better_than_chance_on_a_shipped_constitution(name: str):
+    examples = [example for principle in load_constitution(name).principles for example in principle.examples]
+    longer_worse = sum(len(example.worse) > len(example.better) for example in examples)
+    assert 0.4 <= longer_worse / len(examples) <= 0.6, (
+        f"{longer_worse} of {len(examples)} have the longer text as worse"
+    )

@@ -11,8 +11,19 @@ import yaml
 from cai.checks import CHECKS, CHOICE_UNREAD, GATE_FROM_TEXT, GATE_UNREAD, PLAIN_REFUSAL, critique_flags
 from cai.cli import cai
 from cai.errors import BadInput
+from cai.label import REASONS
 from cai.rows import SCHEMAS, FailedTry, Round
-from cai.settings import GenerateSettings, ReviseSettings, load_settings
+from cai.settings import (
+    CalibrateSettings,
+    ConstitutionTestSettings,
+    ExportSettings,
+    GenerateSettings,
+    LabelSettings,
+    PipelineSettings,
+    ReviseSettings,
+    Settings,
+    load_settings,
+)
 from cai.templates import VARIABLES
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +42,15 @@ def commands(group: click.Group, prefix: str = "cai") -> dict[str, click.Command
 
 
 COMMANDS = commands(cai)
+KINDS: dict[str, type[Settings]] = {
+    "cai run": PipelineSettings,
+    "cai generate": GenerateSettings,
+    "cai revise": ReviseSettings,
+    "cai label": LabelSettings,
+    "cai export": ExportSettings,
+    "cai calibrate": CalibrateSettings,
+    "cai constitution test": ConstitutionTestSettings,
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -48,13 +68,13 @@ def test_every_option_that_the_documents_name_exists():
         for flag in [*parameter.opts, *parameter.secondary_opts]
     }
     foreign = {"--watch", "--type", "--overwrite", "--no-prompt", "--pool", "--all", "--param"}
-    foreign |= {"--enable-prompt-tokens-details", "--help", "--red", "--benign"}
+    foreign |= {"--data", "--eval", "--enable-prompt-tokens-details", "--help", "--red", "--benign"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", EVERYTHING))
     assert named - known - foreign == set()
 
 
 def test_every_setting_is_an_option_of_its_command():
-    for name, kind in (("cai generate", GenerateSettings), ("cai revise", ReviseSettings)):
+    for name, kind in KINDS.items():
         assert set(kind.model_fields) <= {parameter.name for parameter in COMMANDS[name].params}
 
 
@@ -62,7 +82,7 @@ def test_every_column_field_flag_and_template_is_documented():
     text = TEXTS["docs/tables.md"]
     names = {name for schema in SCHEMAS.values() for name in schema.names} | {field.name for field in fields(Round)}
     names |= {field.name for field in fields(FailedTry)}
-    names |= {*CHECKS, CHOICE_UNREAD, GATE_FROM_TEXT, GATE_UNREAD, PLAIN_REFUSAL}
+    names |= {*REASONS, *CHECKS, CHOICE_UNREAD, GATE_FROM_TEXT, GATE_UNREAD, PLAIN_REFUSAL}
     names |= set(critique_flags("a b c d e f", " ", "length"))
     names |= set(critique_flags("a b c d e f", "a b c d e f: nothing to criticise.", "stop"))
     assert {name for name in names if f"`{name}`" not in text} == set()
@@ -72,7 +92,7 @@ def test_every_column_field_flag_and_template_is_documented():
 def test_every_drop_reason_is_documented():
     reasons = set(
         re.findall(
-            r'(?:bad|_BadRecord|RowDropped)\(\s*"([a-z_]+)"', "\n".join(p.read_text() for p in ROOT.glob("cai/*.py"))
+            r'(?:bad|BadRecord|RowDropped)\(\s*"([a-z_]+)"', "\n".join(p.read_text() for p in ROOT.glob("cai/*.py"))
         )
     )
     assert len(reasons) >= 12
@@ -81,6 +101,7 @@ def test_every_drop_reason_is_documented():
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("flows/recipes/*.yaml")), ids=lambda path: path.stem)
 def test_a_recipe_is_valid_and_named_in_the_documents(path: Path):
+    load_settings(PipelineSettings, path.stem, {"prompts": "redteam", "out": "x"})
     load_settings(ReviseSettings, path.stem, {"prompts": "redteam", "out": "x"})
     assert path.stem in EVERYTHING or path.stem == "demo"
 
@@ -134,9 +155,34 @@ def test_options_come_before_the_file_and_yaml_words_for_switches_are_understood
     assert (settings.endpoint, settings.reuse) == (("http://x",), ("a", "b"))
 
 
+def test_a_file_of_the_whole_pipeline_serves_each_stage(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text(
+        "prompts: p\nout: o\nmodel: small\njudge: big\njudge_mode: logprob\nrounds: 3\ntest_share: 0.2\ngold: g\n"
+    )
+    file = str(tmp_path / "mine.yaml")
+    revise, label = load_settings(ReviseSettings, file, {"seed": 5}), load_settings(LabelSettings, file, {})
+    assert (revise.prompts, revise.out, revise.model, revise.rounds, revise.seed) == ("p", "o", "small", 3, 5)
+    assert (label.run, label.model, label.judge_mode) == ("o", "big", "logprob")
+    calibrate, export = load_settings(CalibrateSettings, file, {}), load_settings(ExportSettings, file, {})
+    assert (calibrate.gold, calibrate.model, calibrate.out) == ("g", "big", None)
+    assert (export.run, export.out, export.test_share) == ("o", "o-dataset", 0.2)
+    (tmp_path / "part.yaml").write_text("rounds: 3\njudge: big\n")
+    assert load_settings(LabelSettings, str(tmp_path / "part.yaml"), {"run": "r"}).model == "big"
+    with pytest.raises(BadInput, match="RUN: found nothing"):
+        load_settings(LabelSettings, str(tmp_path / "part.yaml"), {})
+    (tmp_path / "wrong.yaml").write_text("rounds: 3\ntie_band: 7\n")
+    with pytest.raises(BadInput, match=r"wrong.yaml:2: found 7 for 'tie_band'"):
+        load_settings(ReviseSettings, str(tmp_path / "wrong.yaml"), {"prompts": "p", "out": "o"})
+
+
+def test_a_bar_for_the_judge_needs_gold():
+    with pytest.raises(BadInput, match="without gold"):
+        load_settings(PipelineSettings, None, {"prompts": "p", "out": "o", "min_accuracy": 0.7})
+
+
 def test_the_nightly_deployment_uses_parameters_that_exist():
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    kinds = {"revise": ReviseSettings, "generate": GenerateSettings}
+    kinds = {name.removeprefix("cai "): KINDS[name] for name in list(KINDS)[1:5]} | {"pipeline": PipelineSettings}
     assert {deployment["name"] for deployment in deployments} == set(kinds)
     for deployment in deployments:
         kinds[deployment["name"]].model_validate(deployment["parameters"])

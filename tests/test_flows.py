@@ -13,28 +13,52 @@ from typing import Any
 
 import pytest
 import yaml
+from datasets import load_dataset
 from prefect.exceptions import ParameterTypeError
 from prefect.testing.utilities import prefect_test_harness
 from prefect.utilities.callables import parameter_schema
 
-from cai.settings import GenerateSettings, ReviseSettings
+from cai.errors import CheckFailed
+from cai.settings import (
+    ExportSettings,
+    GenerateSettings,
+    LabelSettings,
+    PipelineSettings,
+    ReviseSettings,
+    Settings,
+)
 from cai.store import open_run
+from flows.export import export
 from flows.generate import generate
+from flows.label import label
+from flows.pipeline import pipeline
 from flows.revise import revise
 from tests.conftest import table_bytes, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(("flow", "kind"), [(revise, ReviseSettings), (generate, GenerateSettings)])
-def test_a_deployment_has_one_described_flat_parameter_for_each_setting(flow: Any, kind: type[GenerateSettings]):
+FLOWS: list[tuple[Any, type[Settings], list[str]]] = [
+    (revise, ReviseSettings, ["prompts", "out"]),
+    (generate, GenerateSettings, ["prompts", "out"]),
+    (label, LabelSettings, ["run"]),
+    (export, ExportSettings, ["run", "out"]),
+    (pipeline, PipelineSettings, ["prompts", "out"]),
+]
+
+
+@pytest.mark.parametrize(("flow", "kind", "required"), FLOWS, ids=[kind.__name__ for _, kind, _ in FLOWS])
+def test_a_deployment_has_one_described_flat_parameter_for_each_setting(
+    flow: Any, kind: type[Settings], required: list[str]
+):
     assert flow.name == "cai"
     schema = parameter_schema(flow.fn).model_dump()
     assert list(schema["properties"]) == list(kind.model_fields)
-    assert schema["required"] == ["prompts", "out"]
+    assert sorted(schema["required"]) == sorted(required)
     for name, field in kind.model_fields.items():
         assert schema["properties"][name]["description"].strip() == field.description
-    assert schema["properties"]["samples"]["maximum"] == 64
+    if "samples" in kind.model_fields:
+        assert schema["properties"]["samples"]["maximum"] == 64
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": 9}, {"gate": "perhaps"}, {"temperature": -1}, {"rounds": "two"}])
@@ -71,6 +95,31 @@ async def test_a_flow_run_writes_the_tables_and_leaves_progress_and_a_summary(tm
 async def test_generate_runs_too(tmp_path: Path):
     outcome = await generate(prompts="redteam", out=str(tmp_path / "run"), engine="scripted", limit=3, samples=2)
     assert outcome.entry["counts"]["kept"] == 6
+
+
+@pytest.mark.prefect
+@pytest.mark.usefixtures("harness")
+async def test_the_pipeline_ends_with_datasets_and_their_card(tmp_path: Path):
+    from prefect.client.orchestration import get_client
+
+    gold = write_jsonl(
+        tmp_path / "g.jsonl", [{"prompt": "q", "chosen": f"good {n}", "rejected": "x"} for n in range(9)]
+    )
+    given: dict[str, Any] = {
+        "prompts": "redteam", "out": str(tmp_path / "run"), "dataset": str(tmp_path / "set"), "engine": "scripted",
+        "limit": 20, "gate": "off", "failed_revision": "keep", "judge_principles": 2,
+    }  # fmt: skip
+    finished = await pipeline(**given)
+    assert finished.dataset.manifest["counts"]["sft"]["written"]["train"] > 10
+    assert set(open_run(str(tmp_path / "run")).manifest()) == {"revise", "label"}
+    assert load_dataset(str(tmp_path / "set"), "preference", split="train").column_names[:2] == ["prompt", "chosen"]
+    async with get_client() as client:
+        artifacts = {artifact.key: artifact for artifact in await client.read_artifacts()}
+    assert "preference" in str(artifacts["cai-export-card"].data) and "cai-label-summary" in artifacts
+    # A judge under the bar stops it before anything else is spent.
+    with pytest.raises(CheckFailed, match="under --min-accuracy"):
+        await pipeline(**given | {"out": str(tmp_path / "no"), "gold": str(gold), "min_accuracy": 1.0})
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.prefect

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from cai.constitution import Constitution
 from cai.errors import BadInput
-from cai.templates import VARIABLES, fence, load_templates
+from cai.rows import Message
+from cai.templates import JUDGE, SUPERVISED, fence, load_templates
 
 
 def folder_with(tmp_path: Path, **files: str) -> str:
@@ -24,7 +25,19 @@ def test_the_shipped_templates_hold_each_principle_s_own_wording(constitution: C
             assert principle.statement in templates.render("gate", principle)
             assert principle.critique in templates.render("critique", principle)
             assert principle.revision in templates.render("revise", principle)
-            assert not any(principle.rationale in templates.render(name, principle) for name in VARIABLES)
+            assert not any(principle.rationale in templates.render(name, principle) for name in SUPERVISED)
+
+
+@pytest.mark.parametrize("mode", JUDGE)
+def test_the_judge_s_templates_hold_each_principle_s_own_wording(constitution: Constitution, mode: str):
+    templates = load_templates(names=JUDGE[mode], principles=constitution.principles)
+    shown = {"conversation": (Message("user", "asked"),), "first": "one answer", "second": "another answer"}
+    for principle in constitution.principles:
+        text = templates.render(JUDGE[mode][0], principle, **shown)
+        wording = principle.statement if mode == "pointwise" else principle.comparison
+        assert wording in text and principle.rationale not in text
+        if mode != "pointwise":
+            assert text.index("asked") < text.index("one answer") < text.index("another answer") < text.index(wording)
 
 
 def test_few_shot_examples_appear_only_when_asked_for(constitution: Constitution):

@@ -61,7 +61,8 @@ class Request:
 class Completion:
     """What came back. `finish` is stop or length (cut off at max_tokens).
 
-    `choice_logprobs` are the log-probabilities of the choices in their order; None where the engine gives none.
+    `choice_logprobs` are the log-probabilities of the choices in their order; None where the engine gives none, and
+    empty where it gives some but none of the choices was among the likeliest.
     `cached_tokens` is how many of the prompt's tokens the engine had in its prefix cache; 0 where it does not say.
     """
 

@@ -227,20 +227,22 @@ def _forced(answer: ChatCompletion, choices: tuple[str, ...]) -> Completion:
     told = answer.choices[0].logprobs
     tops: Any = told.content[0].top_logprobs if told is not None and told.content else None
     likeliest = [(str(top.token), top.logprob) for top in tops or () if isinstance(top.logprob, int | float)]
+    if not likeliest:
+        return free
     found = choice_logprobs(likeliest, choices)
-    text = free.text if found is None else choices[found.index(max(found))]
+    text = choices[found.index(max(found))] if found else free.text
     return Completion(text, "stop", free.prompt_tokens, free.cached_tokens, free.completion_tokens, (), found)
 
 
-def choice_logprobs(likeliest: Sequence[tuple[str, float]], choices: tuple[str, ...]) -> tuple[float, ...] | None:
-    """The log-probabilities of some words among the likeliest first tokens, or None if none of them is there.
+def choice_logprobs(likeliest: Sequence[tuple[str, float]], choices: tuple[str, ...]) -> tuple[float, ...]:
+    """The log-probabilities of some words among the likeliest first tokens; empty if none of them is there.
 
     White space around a token is ignored and its spellings are added up. A word that is not listed is at most as
     probable as the last one that is; that bound is taken, so that a probability is never made out of nothing.
     """
     sums = {word: sum(math.exp(logprob) for token, logprob in likeliest if token.strip() == word) for word in choices}
     if not any(sums.values()):
-        return None
+        return ()
     bound = max(min(math.exp(logprob) for _, logprob in likeliest), 1e-30)  # some servers list -9999
     return tuple(math.log(sums[word] or bound) for word in choices)
 

@@ -1,0 +1,282 @@
+"""From a run to datasets that trainers load: pick, clean, split, write, describe.
+
+    tables of the run -> answers and decided pairs -> hygiene -> splits -> Parquet, views, README.md, manifest.json
+
+Every row is either written or counted under the reason for which it was left out. Nothing is drawn: the same run and
+the same method give the same bytes. The folder appears in one piece under its name, or not at all.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from cai.audit import count_labels
+from cai.candidates import Candidates, helpful_answers, run_answers, run_pairs
+from cai.card import card
+from cai.constitution import Constitution, load_constitution
+from cai.dataset import (
+    CONFIGS,
+    SPLITS,
+    Answer,
+    Config,
+    DecidedPair,
+    Tables,
+    json_text,
+    kto_rows,
+    preference_row,
+    reward_row,
+    sft_row,
+    write_configs,
+    write_text,
+)
+from cai.errors import BadInput
+from cai.folder import new_folder, refuse_other_files
+from cai.hygiene import clean_answers, clean_pairs, prompt_groups, prompt_key, read_evaluation
+from cai.ids import digest, file_digest
+from cai.probes import separability, two_sides
+from cai.store import Json, Run
+from cai.views import Trainer, make_view, write_view
+
+KIND = "cai export"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportMethod:
+    """What goes into a dataset.
+
+    `sft` "final" takes the last revision of each row, "all" every revision that was taken, as in Bai et al. 2022; with
+    `clean_answers` the responses that the gate left alone come too. `helpful` is a run with responses, or a file with
+    `messages`, or with `prompt` and `response`, and `helpful_share` the share of the sft rows that shall be helpful
+    ones. `test_share` of the prompts go into the test split. `near_duplicates` is the Jaccard similarity from which
+    two texts count as one, `length_ratio` how many times longer one answer of a pair may be than the other, in words
+    (None turns either off); `decontaminate` are files of evaluation sets. `licence` goes into the card as it is.
+    """
+
+    seed: int
+    sft: Literal["final", "all"]
+    clean_answers: bool
+    helpful: str | None
+    helpful_share: float
+    test_share: float
+    near_duplicates: float | None
+    length_ratio: float | None
+    decontaminate: tuple[str, ...]
+    licence: str
+    trainer: Trainer
+
+
+def export(run: Run, out: Path, method: ExportMethod, command: str, say: Callable[[str], None]) -> Json:
+    """Write the datasets of a run to the folder `out`, and return what its manifest.json holds.
+
+    An earlier export in `out` is replaced once the new one is finished. `command` is how a person repeats it; `say` is
+    told what they should know. Raises BadInput if `out` holds anything else, the run nothing to train on, or a file
+    that the method names cannot be read.
+    """
+    refuse_other_files(out, KIND)
+    evaluations = [read_evaluation(file) for file in method.decontaminate]
+    revised = run_answers(run, method.sft, method.clean_answers)
+    helpful = helpful_answers(method.helpful) if method.helpful is not None else Candidates()
+    decided = run_pairs(run)
+    groups = prompt_groups(
+        (one.prompt for one in (*revised.answers, *helpful.answers, *decided.pairs)), method.near_duplicates
+    )
+    offered = [*revised.answers, *helpful.answers]
+    answers, unclean = clean_answers(offered, groups, evaluations, method.near_duplicates)
+    answers, too_many = _mix(answers, method)
+    pairs, unclean_pairs = clean_pairs(decided.pairs, groups, evaluations, method.near_duplicates, method.length_ratio)
+    sft = _Count(len(offered), revised.left_out + helpful.left_out, unclean + too_many)
+    preference = _Count(len(decided.pairs), decided.left_out, unclean_pairs)
+    if not answers and not pairs:
+        reasons = sft.left_out() + preference.left_out()
+        raise BadInput(
+            str(run.folder), f"nothing to train on (left out: {json.dumps(dict(sorted(reasons.items())))})",
+            "revised answers that were taken, or labels that decide", "See cai report, or let fewer rows be left out.",
+        )  # fmt: skip
+    tables, left_out_kto = _tables(answers, pairs, groups, method)
+    view = make_view(method.trainer, tables)
+    share = sum(answer.answer_from == "helpful" for answer in answers) / len(answers) if answers else 0.0
+    manifest: Json = {
+        "kind": KIND,
+        "versions": {name: version(name) for name in ("cai", "pyarrow", "datasets", "datasketch", "scikit-learn")},
+        "command": command,
+        "method": asdict(method)
+        | {"decontaminate": [evaluation.name for evaluation in evaluations]}
+        | {"helpful": Path(method.helpful).name if method.helpful is not None else None},
+        "run": _origin(run),
+        "evaluation_sets": [{"name": evaluation.name, "sha256": evaluation.sha256} for evaluation in evaluations],
+        "counts": _config_counts(sft, preference, tables, left_out_kto),
+        "view_left_out": dict(sorted(view.left_out.items())),
+        "labels": count_labels(run),
+        "helpful_share": round(share, 4),
+        "answers": dict(sorted(Counter(answer.answer_from for answer in answers).items())),
+        "mean_chosen_probability": _mean([pair.chosen_probability for pair in pairs]),
+        "sides": two_sides(pairs),
+        "separability": separability(pairs, groups),
+        "principles": {"sft": _principles(answers), "preference": _principles(pairs)},
+    }
+    for sentence in _worth_saying(manifest):
+        say(sentence)
+    with new_folder(out) as folder:
+        files = write_configs(folder, tables) + write_view(folder, method.trainer, view)
+        text = card(manifest, _constitutions(run))
+        manifest["files"] = [*files, write_text(folder, folder / "README.md", text)]
+        write_text(folder, folder / "manifest.json", json_text(manifest))
+    return manifest
+
+
+def _mix(answers: Sequence[Answer], method: ExportMethod) -> tuple[list[Answer], Counter[str]]:
+    """As many helpful answers as make up their share, or all of them, picked and put among the others by hash."""
+    others = [one for one in answers if one.answer_from != "helpful"]
+    helpful = [one for one in answers if one.answer_from == "helpful"]
+    if not helpful:
+        return others, Counter()
+    wanted = round(method.helpful_share / (1 - method.helpful_share) * len(others))
+    picked = sorted(helpful, key=lambda one: _place(method.seed, "helpful", one))[:wanted]
+    mixed = sorted([*others, *picked], key=lambda one: _place(method.seed, "order", one))
+    return mixed, +Counter({"over_helpful_share": len(helpful) - len(picked)})
+
+
+def _place(seed: int, purpose: str, one: Answer) -> str:
+    return digest([seed, purpose, prompt_key(one.prompt), one.row_id, one.answer_from, one.answer])
+
+
+# Splits and tables
+
+
+def split_of(groups: Iterable[str], seed: int, test_share: float) -> dict[str, str]:
+    """The split of each prompt group, by a hash of its name: a group stays where it is when others come or go."""
+    return {
+        group: "test" if (int(digest([seed, "split", group])[:13], 16) + 0.5) / 16**13 < test_share else "train"
+        for group in groups
+    }
+
+
+def _tables(
+    answers: Sequence[Answer], pairs: Sequence[DecidedPair], groups: Mapping[str, str], method: ExportMethod
+) -> tuple[Tables, Counter[str]]:
+    """The rows of each config, by split, and why rows of `kto` were left out."""
+    splits = split_of(set(groups.values()), method.seed, method.test_share)
+    for rows in (answers, pairs):
+        used = {groups[prompt_key(one.prompt)] for one in rows}
+        if all(splits[group] == "test" for group in used):  # so few that none would be left to train on
+            splits |= dict.fromkeys(used, "train")
+    by_split: dict[str, tuple[list[Answer], list[DecidedPair]]] = {
+        split: (
+            [one for one in answers if splits[groups[prompt_key(one.prompt)]] == split],
+            [one for one in pairs if splits[groups[prompt_key(one.prompt)]] == split],
+        )
+        for split in SPLITS
+    }
+    kto, left_out = _without_repeats({split: [*map(kto_rows, pairs)] for split, (_, pairs) in by_split.items()})
+    tables: Tables = {
+        "sft": {split: [sft_row(one) for one in answers] for split, (answers, _) in by_split.items()},
+        "preference": {split: [preference_row(one) for one in pairs] for split, (_, pairs) in by_split.items()},
+        "reward": {split: [reward_row(one) for one in pairs] for split, (_, pairs) in by_split.items()},
+        "kto": kto,
+    }
+    return tables, left_out
+
+
+def _without_repeats(rows: Mapping[str, Sequence[Sequence[Json]]]) -> tuple[dict[str, list[Json]], Counter[str]]:
+    """The rows of `kto` without those that say the same again, or that are good in one pair and bad in another."""
+    said: dict[str, set[bool]] = {}
+    for two in (two for split in rows.values() for two in split):
+        for row in two:
+            said.setdefault(_said(row), set()).add(row["label"])
+    left_out: Counter[str] = Counter()
+    seen: set[str] = set()
+    kept: dict[str, list[Json]] = {split: [] for split in rows}
+    for split, pairs in rows.items():
+        for row in (row for two in pairs for row in two):
+            if len(said[_said(row)]) > 1:
+                left_out["good_and_bad"] += 1
+            elif _said(row) in seen:
+                left_out["duplicate"] += 1
+            else:
+                seen.add(_said(row))
+                kept[split].append(row)
+    return kept, left_out
+
+
+def _said(row: Json) -> str:
+    return digest([row["prompt"], row["completion"]])
+
+
+# The manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Count:
+    """Candidates, and what was left out before they were any and after."""
+
+    candidates: int
+    unfit: Counter[str]
+    unclean: Counter[str]
+
+    def left_out(self) -> Counter[str]:
+        return self.unfit + self.unclean
+
+
+def _config_counts(sft: _Count, preference: _Count, tables: Tables, left_out_kto: Counter[str]) -> dict[Config, Json]:
+    """By config: rows read, left out by reason, and written by split. Raises AssertionError if a row is lost."""
+    found: dict[Config, Json] = {}
+    for config in CONFIGS:
+        of, times = (
+            (sft, 1) if config == "sft" else (preference, 2 if config == "kto" else 1)
+        )  # a pair is two rows there
+        read = times * (of.candidates + of.unfit.total())
+        left_out = Counter({reason: times * count for reason, count in of.left_out().items()})
+        left_out += left_out_kto if config == "kto" else Counter()
+        written = {split: len(tables[config][split]) for split in SPLITS}
+        if read != sum(written.values()) + left_out.total():
+            raise AssertionError(f"{config}: {read} rows were read, but {written} written and {left_out} left out")
+        found[config] = {"read": read, "written": written, "left_out": dict(sorted(left_out.items()))}
+    return found
+
+
+def _origin(run: Run) -> Json:
+    """Where the rows come from: the digest of the run's manifest and, by stage, models, texts, settings and counts."""
+    manifest, path = run.manifest(), run.folder / "manifest.json"
+    stages = {
+        stage: {
+            "finished": stage in manifest,
+            "models": belongs["models"],
+            "texts": belongs["texts"],
+            "settings": belongs["settings"],
+            "counts": manifest.get(stage, {}).get("counts"),
+        }
+        for stage, belongs in run.settings().items()
+    }
+    return {"manifest_sha256": file_digest(path) if path.exists() else None, "stages": stages}
+
+
+def _constitutions(run: Run) -> list[Constitution]:
+    """The constitutions that the run keeps copies of, each once."""
+    paths = sorted(run.folder.glob("inputs/*/constitution.yaml"))
+    return list({one.sha: one for one in (load_constitution(str(path)) for path in paths)}.values())
+
+
+def _principles(rows: Sequence[Answer] | Sequence[DecidedPair]) -> dict[str, int]:
+    return dict(sorted(Counter(name for one in rows for name in one.principle_ids).items()))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def _worth_saying(manifest: Json) -> Iterator[str]:
+    for stage, entry in manifest["run"]["stages"].items():
+        if not entry["finished"]:
+            yield f"cai {stage} is not finished; the dataset holds what is there."
+    method = manifest["method"]
+    if method["helpful"] is not None and manifest["helpful_share"] < method["helpful_share"] - 0.01:
+        yield f"There are too few helpful answers: their share is {manifest['helpful_share']:.1%}."
+    for config, entry in manifest["counts"].items():
+        if not sum(entry["written"].values()):
+            yield f"No rows for {config}."
+    if manifest["separability"]["verdict"] == "style":
+        yield "Single words tell chosen from rejected answers: these pairs teach style. See the card."

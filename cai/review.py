@@ -1,0 +1,118 @@
+"""What people say of pairs: which ones they are asked about, and how their answers come before the judge's.
+
+    RUN/review.jsonl    to be filled in: pair_id, prompt, a, b, and "answer": null
+    RUN/reviews.jsonl   the answers that were given so far, one a line
+
+Whoever reviews sees neither the judge's opinion nor where an answer comes from.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cai.errors import BadInput
+from cai.files import write_atomically
+from cai.ids import digest
+from cai.rows import Label
+from cai.store import Json, Run
+
+ANSWERS = ("a", "b", "none")
+
+
+def read_review(name: str) -> dict[str, str]:
+    """The answers in a review file by pair_id; lines without one are passed over.
+
+    Raises BadInput with file and line.
+    """
+    path = Path(name)
+    if not path.is_file():
+        raise BadInput(f"--apply-review {name}", "no such file", "a filled-in review.jsonl", "Check the path.")
+    answers: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            record: Any = json.loads(line)
+            pair_id, answer = record["pair_id"], record["answer"]
+        except (ValueError, KeyError, TypeError) as error:
+            remedy = "Start from the run's review.jsonl and fill in 'answer'."
+            raise BadInput(place, f"a line that cannot be read ({error})", "pair_id and answer", remedy) from error
+        if answer in (None, ""):
+            continue
+        if not isinstance(pair_id, str) or answer not in ANSWERS:
+            raise BadInput(place, f"the answer {json.dumps(answer)[:40]}", ", ".join(ANSWERS), "Mend that line.")
+        if answers.get(pair_id, answer) != answer:
+            found = f"another answer for '{pair_id}' than on line {lines[pair_id]}"
+            raise BadInput(place, found, "one answer for each pair", "Remove one of them.")
+        answers[pair_id], lines[pair_id] = answer, number
+    if not answers:
+        raise BadInput(str(path), "no answers", 'an "answer" of a, b or none on some line', "Fill it in.")
+    return answers
+
+
+def review(run: Run, answers: Mapping[str, str], share: float, seed: int) -> bool:
+    """Enter people's answers into the finished labels, and write down what is to be reviewed.
+
+    Answers given before stay, unless `answers` has others. Returns whether a label has changed. Raises BadInput for an
+    answer about a pair that the run does not have.
+    """
+    given = {**_given(run), **answers}
+    known = {row["pair_id"] for row in run.records("labels", ["pair_id"])}
+    strange = [pair_id for pair_id in answers if pair_id not in known]
+    if strange:
+        found = f"an answer about the pair '{strange[0]}', which is not in {run.folder}"
+        raise BadInput("--apply-review", found, "pairs of this run", "Take the review.jsonl of this run.")
+    if answers:
+        lines = [json.dumps({"pair_id": pair_id, "answer": given[pair_id]}) + "\n" for pair_id in sorted(given)]
+        write_atomically(run.folder / "reviews.jsonl", "".join(lines).encode())
+    changed = False
+    for index in run.finished_shards("labels"):
+        old = [Label(**row) for row in run.shard_records("labels", index)]
+        new = [_reviewed(label, given.get(label.pair_id)) for label in old]
+        if new != old:
+            run.rewrite_shard("labels", index, new)
+            changed = True
+    _write_questions(run, given, share, seed)
+    return changed
+
+
+def _reviewed(label: Label, answer: str | None) -> Label:
+    return replace(label, reviewed=answer, chosen=answer or label.judged)
+
+
+def _given(run: Run) -> dict[str, str]:
+    path = run.folder / "reviews.jsonl"
+    return read_review(str(path)) if path.is_file() else {}
+
+
+def _write_questions(run: Run, given: Mapping[str, str], share: float, seed: int) -> None:
+    """Every pair that the judge did not decide, and of the others a share of each stratum, in an order by hash, so that
+    a part of the file, filled in, is a sample too."""
+    columns = ["pair_id", "a_from", "b_from"]
+    origins = {row["pair_id"]: (row["a_from"], row["b_from"]) for row in run.records("pairs", columns)}
+    asked: set[str] = set()
+    strata: dict[tuple[str, int], list[str]] = {}
+    for row in run.records("labels", ["pair_id", "judged", "margin"]):
+        if row["judged"] == "none":
+            asked.add(row["pair_id"])
+        else:
+            # By what won, and by how clearly.
+            won = origins[row["pair_id"]][0 if row["judged"] == "a" else 1]
+            strata.setdefault((won, min(3, int(row["margin"]))), []).append(row["pair_id"])
+    for pair_ids in strata.values():
+        asked.update(sorted(pair_ids, key=lambda one: _rank(seed, one))[: math.ceil(share * len(pair_ids))])
+    told = ("pair_id", "prompt", "a", "b")
+    rows = [row for row in run.records("pairs") if row["pair_id"] in asked]
+    rows.sort(key=lambda row: _rank(seed, row["pair_id"]))
+    questions: list[Json] = [{name: row[name] for name in told} | {"answer": given.get(row["pair_id"])} for row in rows]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in questions]
+    write_atomically(run.folder / "review.jsonl", "".join(lines).encode())
+
+
+def _rank(seed: int, pair_id: str) -> str:
+    return digest([seed, "review", pair_id])

@@ -1,0 +1,28 @@
+"""cai/label: judge pairs of a run's answers. Run it with `prefect deployment run cai/label`."""
+
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from cai.cli import print_result
+from cai.settings import LabelSettings
+from cai.stages import Outcome, label_stage
+from flows.shared import load_api_key, main, parameters_of, watched
+
+
+@task(name="label", task_run_name="label {settings.run}", cache_policy=NO_CACHE, persist_result=False)
+async def labels(settings: LabelSettings) -> Outcome:
+    return await watched(label_stage, settings)
+
+
+@flow(name="cai", flow_run_name="label {run}", persist_result=False)
+@parameters_of(LabelSettings)
+async def label(**parameters: Any) -> Outcome:
+    """Judge pairs of a run's answers against a constitution, and write pairs, verdicts and labels as Parquet."""
+    await load_api_key()
+    return await labels(LabelSettings(**parameters))
+
+
+if __name__ == "__main__":
+    main(label, LabelSettings, "label", print_result)
