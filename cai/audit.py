@@ -77,10 +77,10 @@ def count_labels(run: Run) -> Json:
             gaps.append(row["position_gap"])
         if row["reviewed"] is not None:
             reviewed.append((row["judged"], row["reviewed"]))
-        a, b = kinds[row["pair_id"]]
+        a, b = kinds.get(row["pair_id"], ("?", "?"))
         winner = {"a": a, "b": b}.get(row["chosen"], "none")
         won.setdefault(" against ".join(sorted((a, b))), Counter())[winner] += 1
-        decided[row["pair_id"]] = row["judged"]
+        decided[row["pair_id"]] = row["chosen"]
     principles: dict[str, Counter[str]] = {}
     for row in run.records("verdicts", ["pair_id", "principle_id", "probability_a", "letter_mass", "mode"]):
         group = principles.setdefault(row["principle_id"], Counter())
@@ -89,7 +89,7 @@ def count_labels(run: Run) -> Json:
         if row["probability_a"] is None:
             group["unread"] += 1
         else:
-            side = "a" if row["probability_a"] > 0.5 else "b"
+            side = "a" if row["probability_a"] > 0.5 else "b" if row["probability_a"] < 0.5 else ""
             group.update(decided=decided.get(row["pair_id"]) == side, apart=abs(row["probability_a"] - 0.5))
     return {
         "decided": chosen["a"] + chosen["b"],

@@ -114,6 +114,7 @@ def _decided(run: Run, pair: Json, label: Json, cut_off: set[str]) -> DecidedPai
     if likely is not None and chosen == "b":
         likely = 1 - likely
     margin = label["margin"] or 0.0
+    by_person = likely is None or likely < 0.5
     if likely is None or likely < 0.5:
         if label["reviewed"] is None:
             raise BadInput(
@@ -124,6 +125,7 @@ def _decided(run: Run, pair: Json, label: Json, cut_off: set[str]) -> DecidedPai
     return DecidedPair(
         pair["pair_id"], pair["row_id"], conversation(pair["prompt"]), pair[chosen], pair[rejected], origin,
         pair[f"{rejected}_from"], likely, margin, tuple(label["principles"]),
+        by_person,
     )  # fmt: skip
 
 
@@ -134,9 +136,9 @@ def _why_none(label: Json) -> str:
 
 def _cut_off(run: Run) -> set[str]:
     """The rows whose response ended at the token limit. Revisions that did were never taken."""
-    rows = run.records("trajectories", ["row_id", "response_finish"])
-    cut = {row["row_id"] for row in rows if row["response_finish"] == "length"}
-    return cut | {row["row_id"] for row in run.records("responses", ["row_id", "finish"]) if row["finish"] == "length"}
+    # Pairs are made of trajectories where there are any, see `pairs.RunPairs`.
+    table, why = ("trajectories", "response_finish") if run.finished_shards("trajectories") else ("responses", "finish")
+    return {row["row_id"] for row in run.records(table, ["row_id", why]) if row[why] == "length"}
 
 
 def _row_of(pair: Json, origin: str) -> str:
@@ -182,8 +184,9 @@ def _helpful(place: str, record: Json | Unreadable) -> Answer | str:
     messages = conversation(given)
     if [message.role for message in messages[-2:]] != ["user", "assistant"]:
         return "unusable"
-    named = record.get("id")
-    return Answer(str(named if named is not None else place), messages[:-1], messages[-1].content, "helpful", ())
+    named = str(record.get("id") or place)
+    named = named if named.isprintable() else place
+    return Answer(named, messages[:-1], messages[-1].content, "helpful", ())
 
 
 def _is_message(turn: Any) -> bool:

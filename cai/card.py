@@ -126,13 +126,19 @@ def _constitution(manifest: Json, constitutions: Sequence[Constitution]) -> Iter
     yield ""
     judged, used = manifest["labels"]["verdicts"], manifest["principles"]
     header = ("principle", "what it asks", "rewrote", "in pairs", "verdicts", "with the label")
+    by_sha = {stage: entry["texts"].get("constitution_sha") for stage, entry in manifest["run"]["stages"].items()}
     for one in constitutions:
         yield f"**{_plain(one.name)}** {_plain(one.version)}: {_plain(one.description)} (sha256 `{one.sha}`)"
         yield ""
+        # Two constitutions may have a principle of the same name: each is told only what it did itself.
+        revised, judging = one.sha == by_sha.get("revise"), one.sha == by_sha.get("label")
+        rewrote = used["sft"] if revised else {}
+        paired, verdicts = (used["preference"], judged) if judging else ({}, {})
+        mine = {"sft": rewrote, "preference": paired}
         yield from _table(
             header,
             [
-                (_code(principle.id), _plain(principle.statement), *_decided(principle.id, judged, used))
+                (_code(principle.id), _plain(principle.statement), *_decided(principle.id, verdicts, mine))
                 for principle in one.principles
             ],
         )
@@ -144,8 +150,9 @@ def _constitution(manifest: Json, constitutions: Sequence[Constitution]) -> Iter
         yield from _table(header, [(_code(name), "", *_decided(name, judged, used)) for name in others])
     yield (
         "`rewrote`: rows of `sft` that a critique by this principle led to. `in pairs`: rows of `preference` that it "
-        "judged. `verdicts`: all that the judge gave by it, also on pairs that are not in this dataset (usually two a "
-        "pair, one for each order). `with the label`: how many of these that could be read chose what the label chose."
+        "judged. `verdicts`: all that the judge gave by it, also on pairs that are not in this dataset (two a pair "
+        "where both orders are asked). `with the label`: how many of these that could be read chose what the label "
+        "chose."
     )
     yield ""
 
@@ -321,8 +328,11 @@ def _percent(share: float | None) -> str:
 
 
 def _plain(text: Any) -> str:
-    """Text as text: on one line, and nothing in it is Markdown, HTML or the end of a table's cell."""
-    flat = html.escape(" ".join(str(text).split()), quote=False)
+    """Text as text: on one line, and nothing in it is Markdown, HTML, the end of a table's cell, or unseen (controls
+    and what turns the direction of writing)."""
+    unseen = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+    visible = re.sub(unseen, "", str(text))
+    flat = html.escape(" ".join(visible.split()), quote=False)
     return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", flat)
 
 

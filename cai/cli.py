@@ -138,7 +138,7 @@ def calibrate(as_json: bool, **options: Any) -> None:
     \b
     Example:
       cai calibrate gold.jsonl --endpoint http://127.0.0.1:8000/v1 --limit 200
-      cai calibrate gold.jsonl --min-accuracy 0.7 --max-flip 0.2
+      cai calibrate gold.jsonl --judge-mode logprob --min-accuracy 0.7 --max-flip 0.2
     """
     settings = chosen(CalibrateSettings, options)
     print_calibration_of(_run(calibrate_stage(settings, Progress()), settings.out or "data/runs"), settings, as_json)
@@ -224,9 +224,9 @@ def _rows(run: Run, table: str, row_id: str) -> list[Json]:
 
 def _judged(run: Run, row_id: str) -> list[Json]:
     """The row's pairs, each with its verdicts and its label; `row_id` may also be a pair's id."""
-    pairs = [pair for pair in run.records("pairs") if row_id in (pair["row_id"], pair["prompt_id"], pair["pair_id"])]
+    labels = {label["pair_id"]: label for label in run.records("labels")}
+    pairs = [pair for pair in run.records("pairs") if row_id in _names(pair) and pair["pair_id"] in labels]
     ids = {pair["pair_id"] for pair in pairs}
-    labels = {label["pair_id"]: label for label in run.records("labels") if label["pair_id"] in ids}
     verdicts = [verdict for verdict in run.records("verdicts") if verdict["pair_id"] in ids]
     return [
         {
@@ -236,6 +236,13 @@ def _judged(run: Run, row_id: str) -> list[Json]:
         }
         for pair in pairs
     ]
+
+
+def _names(pair: Json) -> set[str]:
+    """The ids by which a pair is found: its own, its prompt's, and those of the rows that its answers come from."""
+    samples = [origin.removeprefix("sample-") for origin in (pair["a_from"], pair["b_from"]) if origin[:7] == "sample-"]
+    rows = {pair["prompt_id"] if number == "0" else f"{pair['prompt_id']}~{number}" for number in samples}
+    return {pair["pair_id"], pair["prompt_id"], pair["row_id"], *rows}
 
 
 @cai.group(short_help="Read and check constitutions.")

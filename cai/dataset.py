@@ -44,7 +44,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class DecidedPair:
-    """A pair whose label decides. `chosen_probability` and `margin` are the label's, seen from the chosen answer."""
+    """A pair whose label decides. `chosen_probability` and `margin` are the label's, seen from the chosen answer;
+    `by_person` where a person decided it against the judge or without one."""
 
     pair_id: str
     row_id: str
@@ -56,6 +57,7 @@ class DecidedPair:
     chosen_probability: float
     margin: float
     principle_ids: tuple[str, ...]
+    by_person: bool = False
 
 
 def _messages(*, single: bool = False) -> Any:

@@ -37,6 +37,7 @@ from cai.errors import BadInput
 from cai.folder import new_folder, refuse_other_files
 from cai.hygiene import clean_answers, clean_pairs, prompt_groups, prompt_key, read_evaluation
 from cai.ids import digest, file_digest
+from cai.pairs import made_of
 from cai.probes import separability, two_sides
 from cai.store import Json, Run
 from cai.views import Trainer, make_view, write_view
@@ -77,6 +78,7 @@ def export(run: Run, out: Path, method: ExportMethod, command: str, say: Callabl
     that the method names cannot be read.
     """
     refuse_other_files(out, KIND)
+    _refuse_unfit(run)
     evaluations = [read_evaluation(file) for file in method.decontaminate]
     revised = run_answers(run, method.sft, method.clean_answers)
     helpful = helpful_answers(method.helpful) if method.helpful is not None else Candidates()
@@ -113,7 +115,7 @@ def export(run: Run, out: Path, method: ExportMethod, command: str, say: Callabl
         "labels": count_labels(run),
         "helpful_share": round(share, 4),
         "answers": dict(sorted(Counter(answer.answer_from for answer in answers).items())),
-        "mean_chosen_probability": _mean([pair.chosen_probability for pair in pairs]),
+        "mean_chosen_probability": _mean([pair.chosen_probability for pair in pairs if not pair.by_person]),
         "sides": two_sides(pairs),
         "separability": separability(pairs, groups),
         "principles": {"sft": _principles(answers), "preference": _principles(pairs)},
@@ -126,6 +128,15 @@ def export(run: Run, out: Path, method: ExportMethod, command: str, say: Callabl
         manifest["files"] = [*files, write_text(folder, folder / "README.md", text)]
         write_text(folder, folder / "manifest.json", json_text(manifest))
     return manifest
+
+
+def _refuse_unfit(run: Run) -> None:
+    """Raise BadInput for gold, which is there to measure with, and for labels of which some may be another judge's."""
+    stages, finished = run.settings(), run.manifest()
+    if "calibrate" in stages:
+        raise BadInput(str(run.folder), "verdicts on gold pairs", "a run to train on", "Gold is for measuring.")
+    if "label" in stages and "label" not in finished:
+        raise BadInput(str(run.folder), "an unfinished cai label", "a finished one", "Give that command once more.")
 
 
 def _mix(answers: Sequence[Answer], method: ExportMethod) -> tuple[list[Answer], Counter[str]]:
@@ -251,7 +262,10 @@ def _origin(run: Run) -> Json:
         }
         for stage, belongs in run.settings().items()
     }
-    return {"manifest_sha256": file_digest(path) if path.exists() else None, "stages": stages}
+    labelled = manifest.get("label")
+    older = labelled is not None and labelled.get("prompts", {}).get("made_of") not in (None, made_of(run))
+    sha256 = file_digest(path) if path.exists() else None
+    return {"manifest_sha256": sha256, "labels_are_older": older, "stages": stages}
 
 
 def _constitutions(run: Run) -> list[Constitution]:
@@ -269,11 +283,14 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _worth_saying(manifest: Json) -> Iterator[str]:
+    if manifest["run"]["labels_are_older"]:
+        yield "The run has other rows than it was labelled with: give cai label once more to have pairs of all of them."
     for stage, entry in manifest["run"]["stages"].items():
         if not entry["finished"]:
             yield f"cai {stage} is not finished; the dataset holds what is there."
     method = manifest["method"]
-    if method["helpful"] is not None and manifest["helpful_share"] < method["helpful_share"] - 0.01:
+    all_taken = "over_helpful_share" not in manifest["counts"]["sft"]["left_out"]
+    if method["helpful"] is not None and all_taken and manifest["helpful_share"] < method["helpful_share"] - 0.01:
         yield f"There are too few helpful answers: their share is {manifest['helpful_share']:.1%}."
     for config, entry in manifest["counts"].items():
         if not sum(entry["written"].values()):

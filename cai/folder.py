@@ -1,5 +1,6 @@
 """A folder that appears in one piece, or not at all, and never takes the place of somebody else's files."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -43,26 +44,44 @@ def refuse_other_files(out: Path, kind: str) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Generator[Path]:
-    """A scratch folder beside `out` that takes its place at the end; on an error it is removed and `out` stays."""
+    """A scratch folder beside `out` that takes its place at the end; on an error it is removed and `out` stays.
+
+    Raises BadInput if `out` cannot be written or replaced, or another process is making it.
+    """
     scratch, old = _beside(out, "new"), _beside(out, "old")
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(_beside(out, "lock"), os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise BadInput(
-            f"--out {out}", f"a folder that cannot be written ({error.strerror})", "a writable folder",
-            "Choose another --out.",
-        ) from error  # fmt: skip
+        raise _unwritable(out, error) from error
     try:
-        yield scratch
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    if out.exists():
-        shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed just before the last line here
-        os.replace(out, old)
-    os.replace(scratch, out)
-    shutil.rmtree(old, ignore_errors=True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            found, remedy = "a folder that another export is writing", "Wait for it, or choose another --out."
+            raise BadInput(f"--out {out}", found, "a free one", remedy) from error
+        try:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            yield scratch
+            if out.exists():
+                shutil.rmtree(old, ignore_errors=True)  # left by an export that was killed after its renames
+                os.replace(out, old)
+            os.replace(scratch, out)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            _finish_swap(out)
+            raise _unwritable(out, error) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            _beside(out, "lock").unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+
+
+def _unwritable(out: Path, error: OSError) -> BadInput:
+    found = f"a folder that cannot be written or replaced ({error.strerror})"
+    return BadInput(f"--out {out}", found, "a writable folder, no mount point", "Choose another --out.")
 
 
 def _finish_swap(out: Path) -> None:

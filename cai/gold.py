@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from cai.constitution import Constitution
+from cai.errors import BadInput
 from cai.ids import first_of_two
 from cai.inputs import (
     BadRecord,
@@ -40,6 +41,7 @@ class GoldPairs:
 
     def __init__(self, spec: str, limit: int | None, strict: bool) -> None:
         self.spec, self.limit, self.strict = spec, limit, strict
+        self.made_of: str | None = None
 
     def look(self) -> None:
         """Read the first record: raises BadInput for a missing file or a misnamed column before anything slow."""
@@ -130,6 +132,9 @@ class ConstitutionPairs:
     def __init__(self, constitution: Constitution) -> None:
         found = list(constitution_gold(constitution))
         self.spec = str(constitution.path)
+        self.made_of: str | None = None
+        if not found:
+            raise BadInput(self.spec, "no examples", "examples to test a judge with", "Write some for its principles.")
         self.principles = {pair.pair_id: (name,) for name, pair in found}
         self._pairs = [pair for _, pair in found]
 

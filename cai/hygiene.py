@@ -35,6 +35,10 @@ def prompt_key(prompt: Sequence[Message]) -> str:
     return digest([[message.role, normal(message.content)] for message in prompt])
 
 
+def _spoken(prompt: Sequence[Message]) -> list[Message]:
+    return [message for message in prompt if message.role != "system"]
+
+
 # Near duplicates
 
 
@@ -79,8 +83,9 @@ def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
 def prompt_groups(prompts: Iterable[Sequence[Message]], threshold: float | None) -> dict[str, str]:
     """The group of each prompt, by its key: prompts of one group go into one split.
 
-    Equal prompts are in one group, near duplicates too (with a threshold), and so is a conversation with the prompt
-    that it goes on from. A group is named by the smallest key in it, so that its name does not depend on the order.
+    Equal prompts are in one group, whatever the system said, near duplicates too (with a threshold), and so are a
+    conversation and the prompt that it goes on from, and conversations that begin with the same question and answer. A
+    group is named by the smallest key in it, so that its name does not depend on the order.
     """
     unique = {prompt_key(prompt): prompt for prompt in prompts}
     group = {key: key for key in unique}
@@ -94,10 +99,18 @@ def prompt_groups(prompts: Iterable[Sequence[Message]], threshold: float | None)
         low, high = sorted((find(one), find(other)))
         group[high] = low
 
+    # The first prompt with each beginning: a single question is one only where it is a whole prompt.
+    first: dict[str, str] = {}
     for key, prompt in unique.items():
-        for length, message in enumerate(prompt[:-1], start=1):
-            if message.role == "user" and (earlier := prompt_key(prompt[:length])) in unique:
-                join(key, earlier)
+        first.setdefault(prompt_key(_spoken(prompt)), key)
+    for key, prompt in unique.items():
+        spoken = _spoken(prompt)
+        for length, message in enumerate(spoken, start=1):
+            begun = prompt_key(spoken[:length])
+            if length > 1 and message.role == "assistant":
+                first.setdefault(begun, key)
+            if begun in first:
+                join(key, first[begun])
     if threshold is not None:
         keys = list(unique)
         texts = (shingles("\n".join(message.content for message in unique[key])) for key in keys)
@@ -118,7 +131,10 @@ def apart(pair: DecidedPair, ratio: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The texts of an evaluation set: their runs of 13 words, and whole texts that are shorter than that."""
+    """The texts of an evaluation set: their runs of 13 words, and whole texts that are shorter than that.
+
+    Languages that do not put spaces between words have few of them, and are found only where a whole text is equal.
+    """
 
     name: str
     sha256: str
@@ -137,7 +153,7 @@ def read_evaluation(file: str) -> Evaluation:
         words = words_of(text)
         if len(words) >= GRAM:
             grams |= phrases(text, GRAM)
-        elif len(words) >= 3:  # "yes" or "(B)" is in every text
+        elif len(words) >= 3 or len("".join(words)) >= 12:  # "yes" or "(B)" is in every text
             short.add(" ".join(words))
     if not grams and not short:
         raise BadInput(f"--decontaminate {file}", "no text", "the texts of an evaluation set", "Check the file.")

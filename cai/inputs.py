@@ -41,6 +41,7 @@ class Prompts:
 
     def __init__(self, spec: str, stage: str, limit: int | None, samples: int, strict: bool) -> None:
         self.spec, self.stage, self.limit, self.samples, self.strict = spec, stage, limit, samples, strict
+        self.made_of: str | None = None
 
     def look(self) -> None:
         """Read the first record: raises BadInput for a missing file or a misnamed column before anything slow."""

@@ -182,7 +182,7 @@ def label(verdicts: Sequence[Verdict], weights: Mapping[str, float], rule: Rule)
     elif agreement < rule.min_agreement:
         reason = "principles_conflict"
     chosen = "none" if reason else "a" if mean > 0 else "b"
-    margin = 2 * math.atanh(min(2 * abs(mean), math.tanh(LARGEST_MARGIN / 2)))
+    margin = min(LARGEST_MARGIN, 2 * math.atanh(min(2 * abs(mean), 0.999)))
     return Told(0.5 + mean, chosen, margin, gap, agreement, reason)
 
 
@@ -297,7 +297,7 @@ def _answer(
     reasoning: str | None, raw: str, calls: tuple[str, ...],
 ) -> _Answer:  # fmt: skip
     """The verdict that the log-odds of a against b make; `bound` is how far its probability may lie from 0.5."""
-    if ab is None or mass < method.min_mass:
+    if ab is None or not mass >= method.min_mass:
         return _Answer(mode, None, *(ab or (None, None)), mass, reasoning, raw, calls)
     lean = _rounded(max(-bound, min(bound, math.tanh((ab[0] - ab[1]) / 2) / 2)))
     return _Answer(mode, 0.5 + lean, *ab, mass, reasoning, raw, calls)

@@ -1,16 +1,17 @@
 """Pairs of different answers to one prompt, made from the rows of a run, as a stream, in order."""
 
 from collections.abc import Iterator
-from itertools import combinations, groupby, islice, pairwise
+from itertools import combinations, groupby, pairwise
 from typing import Literal
 
 from cai.errors import BadInput
-from cai.ids import first_of_two
+from cai.ids import digest, first_of_two
 from cai.inputs import Chunk, content_of
 from cai.rows import Drop, Message, Pair
 from cai.store import Json, Run
 
 Kind = Literal["auto", "revision", "consecutive", "samples", "all"]
+NO_PAIR = "no_pair"  # why a row makes none: its answers are all the same
 _TABLES = {"trajectories": "revise", "responses": "generate"}
 
 
@@ -31,6 +32,7 @@ class RunPairs:
         if _TABLES[self.table] not in run.manifest():
             stage = _TABLES[self.table]
             raise BadInput(self.spec, f"an unfinished cai {stage}", "a finished one", f"Run cai {stage} to its end.")
+        self.made_of: str | None = made_of(run)
         if self.table == "responses" and kind in ("revision", "consecutive"):
             found = "responses, which have no revisions"
             raise BadInput(f"--pairs {kind}", found, "a run of cai revise", "Take --pairs samples.")
@@ -39,14 +41,13 @@ class RunPairs:
     def chunks(self, records_in_chunk: int) -> Iterator[Chunk]:
         """The pairs of each shard, and a drop for each prompt that has none."""
         seen = position = 0
+        # Samples are compared across the rows of a prompt, revisions within a row.
+        unit = "prompt_id" if self.kind in ("samples", "all") else "row_id"
         for index in self._run.finished_shards(self.table):
-            rows = islice(
-                self._run.shard_records(self.table, index), None if self._limit is None else self._limit - seen
-            )
             items: list[Pair | Drop] = []
-            # Samples are compared across the rows of a prompt, revisions within a row.
-            unit = "prompt_id" if self.kind in ("samples", "all") else "row_id"
-            for _, group in groupby(rows, key=lambda row: row[unit]):
+            for _, group in groupby(self._run.shard_records(self.table, index), key=lambda row: row[unit]):
+                if self._limit is not None and seen >= self._limit:
+                    break  # between prompts only, so that a higher limit adds pairs and changes none
                 samples = list(group)
                 seen += len(samples)
                 found = list(self._pairs(samples, position))
@@ -69,7 +70,7 @@ class RunPairs:
             return
         row = samples[0]
         detail = f"{row['source']}: found no two answers that differ, expected a pair of the kind '{self.kind}'"
-        yield Drop(row["row_id"], "label", "no_pair", detail, row["response"], row["source"])
+        yield Drop(row["row_id"], "label", NO_PAIR, detail, row["response"], row["source"])
 
     def _candidates(self, samples: list[Json]) -> Iterator[tuple[Json, tuple[str, str], tuple[str, str]]]:
         if self.table == "trajectories" and self.kind != "samples":
@@ -86,6 +87,12 @@ class RunPairs:
             for one, other in combinations(samples, 2):
                 first, second = ((row["response"], f"sample-{row['sample']}") for row in (one, other))
                 yield one, first, second
+
+
+def made_of(run: Run) -> str:
+    """A digest of the rows that a run's pairs are made of, by its manifest."""
+    stage = next((stage for table, stage in _TABLES.items() if run.finished_shards(table)), "")
+    return digest([[file["path"], file["sha256"]] for file in run.manifest().get(stage, {}).get("files", [])])
 
 
 def _pair(pair_id: str, row: Json, first: tuple[str, str], second: tuple[str, str], position: int) -> Pair:

@@ -1,10 +1,16 @@
 """The whole pipeline in one go: is the judge good enough? then revise, label, export."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from cai.candidates import helpful_answers
+from cai.export import KIND
+from cai.folder import refuse_other_files
+from cai.hygiene import read_evaluation
 from cai.runner import Watch
 from cai.settings import PipelineSettings
 from cai.stages import Dataset, Outcome, calibrate_stage, check_judge, export_stage, label_stage, revise_stage
+from cai.templates import JUDGE, load_templates
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +22,23 @@ class Finished:
     dataset: Dataset
 
 
+def check(settings: PipelineSettings) -> None:
+    """Read what the later stages will need, before the first one spends anything. Raises BadInput."""
+    load_templates(settings.templates, names=JUDGE[settings.judge_mode])
+    exporting = settings.exporting()
+    refuse_other_files(Path(exporting.out), KIND)
+    for file in exporting.decontaminate:
+        read_evaluation(file)
+    if exporting.helpful is not None:
+        helpful_answers(exporting.helpful)
+
+
 async def pipeline(settings: PipelineSettings, watch: Watch) -> Finished:
     """Every stage, one after another; each goes on where it stopped. Raises what they raise.
 
     With gold pairs the judge is measured before anything is spent: CheckFailed if it is under the bar.
     """
+    check(settings)
     gold = settings.calibrating()
     if gold is not None:
         measured = await calibrate_stage(gold, watch)

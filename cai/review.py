@@ -9,20 +9,30 @@ Whoever reviews sees neither the judge's opinion nor where an answer comes from.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cai.errors import BadInput
+from cai.errors import BadInput, brief
 from cai.files import write_atomically
 from cai.ids import digest
 from cai.rows import Label
 from cai.store import Json, Run
 
 ANSWERS = ("a", "b", "none")
+TOLD = ("pair_id", "prompt", "a", "b")
 
 
-def read_review(name: str) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class Reviewed:
+    """What a person said of a pair, where it stands, and the texts that they were shown (None if the line has none)."""
+
+    answer: str
+    place: str
+    shown: str | None
+
+
+def read_review(name: str) -> dict[str, Reviewed]:
     """The answers in a review file by pair_id; lines without one are passed over.
 
     Raises BadInput with file and line.
@@ -30,43 +40,56 @@ def read_review(name: str) -> dict[str, str]:
     path = Path(name)
     if not path.is_file():
         raise BadInput(f"--apply-review {name}", "no such file", "a filled-in review.jsonl", "Check the path.")
-    answers: dict[str, str] = {}
-    lines: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    answers: dict[str, Reviewed] = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
         try:
             record: Any = json.loads(line)
             pair_id, answer = record["pair_id"], record["answer"]
-        except (ValueError, KeyError, TypeError) as error:
-            remedy = "Start from the run's review.jsonl and fill in 'answer'."
-            raise BadInput(place, f"a line that cannot be read ({error})", "pair_id and answer", remedy) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            found, remedy = f"a line that cannot be read ({brief(error)})", "Start from the run's review.jsonl."
+            raise BadInput(place, found, "pair_id and answer", remedy) from error
         if answer in (None, ""):
             continue
         if not isinstance(pair_id, str) or answer not in ANSWERS:
             raise BadInput(place, f"the answer {json.dumps(answer)[:40]}", ", ".join(ANSWERS), "Mend that line.")
-        if answers.get(pair_id, answer) != answer:
-            found = f"another answer for '{pair_id}' than on line {lines[pair_id]}"
+        if pair_id in answers and answers[pair_id].answer != answer:
+            found = f"another answer for '{pair_id}' than in {answers[pair_id].place}"
             raise BadInput(place, found, "one answer for each pair", "Remove one of them.")
-        answers[pair_id], lines[pair_id] = answer, number
-    if not answers:
-        raise BadInput(str(path), "no answers", 'an "answer" of a, b or none on some line', "Fill it in.")
+        answers[pair_id] = Reviewed(answer, place, _shown(record) if set(TOLD) <= record.keys() else None)
     return answers
 
 
-def review(run: Run, answers: Mapping[str, str], share: float, seed: int) -> bool:
+def check_review(run: Run, answers: Mapping[str, Reviewed]) -> None:
+    """Raise BadInput unless every answer is about a pair of the run's labels, and about the texts that it has now."""
+    if "label" not in run.manifest():
+        found = "no finished labels"
+        raise BadInput(str(run.folder), found, "labels to review", "Run cai label without --apply-review first.")
+    if not answers:
+        raise BadInput("--apply-review", "no answers", 'an "answer" of a, b or none on some line', "Fill it in.")
+    left = dict(answers)
+    for row in run.records("pairs"):
+        one = left.pop(row["pair_id"], None)
+        if one is not None and one.shown is not None and one.shown != _shown(row):
+            found = f"'{row['pair_id']}' with other texts than in {run.folder}"
+            raise BadInput(one.place, found, "the texts as the run has them", "Take this run's review.jsonl.")
+    for pair_id, one in left.items():
+        found = f"an answer about the pair '{pair_id}', which is not in {run.folder}"
+        raise BadInput(one.place, found, "pairs of this run", "Take this run's review.jsonl.")
+
+
+def _shown(row: Any) -> str:
+    return digest([row[name] for name in TOLD])
+
+
+def review(run: Run, answers: Mapping[str, Reviewed], share: float, seed: int) -> bool:
     """Enter people's answers into the finished labels, and write down what is to be reviewed.
 
-    Answers given before stay, unless `answers` has others. Returns whether a label has changed. Raises BadInput for an
-    answer about a pair that the run does not have.
+    Answers given before stay, unless `answers` has others. Returns whether a label has changed.
     """
-    given = {**_given(run), **answers}
-    known = {row["pair_id"] for row in run.records("labels", ["pair_id"])}
-    strange = [pair_id for pair_id in answers if pair_id not in known]
-    if strange:
-        found = f"an answer about the pair '{strange[0]}', which is not in {run.folder}"
-        raise BadInput("--apply-review", found, "pairs of this run", "Take the review.jsonl of this run.")
+    given = _given(run) | {pair_id: one.answer for pair_id, one in answers.items()}
     if answers:
         lines = [json.dumps({"pair_id": pair_id, "answer": given[pair_id]}) + "\n" for pair_id in sorted(given)]
         write_atomically(run.folder / "reviews.jsonl", "".join(lines).encode())
@@ -75,6 +98,8 @@ def review(run: Run, answers: Mapping[str, str], share: float, seed: int) -> boo
         old = [Label(**row) for row in run.shard_records("labels", index)]
         new = [_reviewed(label, given.get(label.pair_id)) for label in old]
         if new != old:
+            if not changed:  # a manifest that is there answers for every file
+                run.write_manifest("label", None)
             run.rewrite_shard("labels", index, new)
             changed = True
     _write_questions(run, given, share, seed)
@@ -87,7 +112,15 @@ def _reviewed(label: Label, answer: str | None) -> Label:
 
 def _given(run: Run) -> dict[str, str]:
     path = run.folder / "reviews.jsonl"
-    return read_review(str(path)) if path.is_file() else {}
+    return {pair_id: one.answer for pair_id, one in read_review(str(path)).items()} if path.is_file() else {}
+
+
+def _begun(path: Path) -> dict[str, str] | None:
+    """Answers that stand in a review.jsonl and were not applied yet; None if it is not to be read, and so not ours."""
+    try:
+        return {pair_id: one.answer for pair_id, one in read_review(str(path)).items()} if path.is_file() else {}
+    except BadInput:
+        return None
 
 
 def _write_questions(run: Run, given: Mapping[str, str], share: float, seed: int) -> None:
@@ -106,10 +139,16 @@ def _write_questions(run: Run, given: Mapping[str, str], share: float, seed: int
             strata.setdefault((won, min(3, int(row["margin"]))), []).append(row["pair_id"])
     for pair_ids in strata.values():
         asked.update(sorted(pair_ids, key=lambda one: _rank(seed, one))[: math.ceil(share * len(pair_ids))])
-    told = ("pair_id", "prompt", "a", "b")
+    begun = _begun(run.folder / "review.jsonl")
+    if begun is None:  # somebody is writing in it: leave it to them
+        return
+    asked |= begun.keys()
+    filled = {**begun, **given}
     rows = [row for row in run.records("pairs") if row["pair_id"] in asked]
     rows.sort(key=lambda row: _rank(seed, row["pair_id"]))
-    questions: list[Json] = [{name: row[name] for name in told} | {"answer": given.get(row["pair_id"])} for row in rows]
+    questions: list[Json] = [
+        {name: row[name] for name in TOLD} | {"answer": filled.get(row["pair_id"])} for row in rows
+    ]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in questions]
     write_atomically(run.folder / "review.jsonl", "".join(lines).encode())
 

@@ -4,12 +4,12 @@ It stops at the stage: what lies below gets the few values that it uses.
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cai.engines import Sampling, Spec
 from cai.errors import BadInput
@@ -18,6 +18,7 @@ from cai.files import find_shipped, shipped_names
 from cai.label import Judging, Rule
 from cai.pairs import Kind
 from cai.revise import Method
+from cai.rows import is_text
 from cai.views import Trainer
 
 
@@ -32,6 +33,12 @@ def _list(value: object) -> object:
 
 def _count(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _text(value: str) -> str:
+    if not is_text(value):
+        raise ValueError("text that UTF-8 can hold")
+    return value
 
 
 Several = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_list)]
@@ -49,7 +56,7 @@ NOT_COMPARED = frozenset(
         *("out", "prompts", "run", "gold", "limit", "strict", "reuse", "replace", "slots", "rows_in_flight"),
         *("endpoint", "critic_endpoint", "reviser_endpoint", "timeout_seconds", "deadline_seconds", "retries"),
         *("engine", "model", "critic", "reviser", "constitution", "templates"),
-        *("review_share", "apply_review", "min_accuracy", "max_flip", "file"),
+        *("review_share", "apply_review", "min_accuracy", "min_decided", "max_flip"),
     }
 )
 
@@ -270,7 +277,16 @@ class GoldSettings(JudgeSettings):
 
     out: str | None = Field(default=None, description="Folder for the verdicts; default: one of its own per setting.")
     min_accuracy: float | None = Field(default=None, ge=0, le=1, description="Exit 1 under this accuracy.")
+    min_decided: float = Field(
+        default=0.3, ge=0, le=1, description="Share of the pairs that must be decided for --min-accuracy to hold."
+    )
     max_flip: float | None = Field(default=None, ge=0, le=1, description="Exit 1 if more verdicts flip with the order.")
+
+    @model_validator(mode="after")
+    def _flips_need_an_order(self) -> Self:
+        if self.max_flip is not None and self.judge_mode == "pointwise":
+            raise ValueError("max_flip with judge_mode pointwise, which has no order")
+        return self
 
 
 class ConstitutionTestSettings(GoldSettings):
@@ -314,12 +330,17 @@ class Exporting(BaseModel):
         description="Similarity (Jaccard) from which two texts count as one; 1: equal ones only.",
     )
     length_ratio: float | None = Field(
-        default=None, ge=1, description="Leave a pair out if one answer has so many times the words of the other."
+        default=None,
+        ge=1,
+        allow_inf_nan=False,
+        description="Leave a pair out if one answer has so many times the words of the other.",
     )
     decontaminate: Several = Field(
         default=(), description="Evaluation set: rows that share 13 words in a row with it are left out; several times."
     )
-    licence: str = Field(default="unknown", description="Licence of the dataset, for its card.")
+    licence: Annotated[str, AfterValidator(_text)] = Field(
+        default="unknown", description="Licence of the dataset, for its card."
+    )
     trainer: Trainer = Field(
         default="trl",
         description="Files for another trainer beside those that TRL reads.",
@@ -369,10 +390,20 @@ class PipelineSettings(ReviseSettings, JudgeSettings, Exporting):
     min_accuracy: float | None = Field(
         default=None, ge=0, le=1, description="Stop if the judge is under this accuracy."
     )
+    min_decided: float = Field(
+        default=0.3, ge=0, le=1, description="Share of the gold pairs that must be decided for that."
+    )
     max_flip: float | None = Field(default=None, ge=0, le=1, description="Stop if more verdicts flip with the order.")
+    replace: bool = Field(
+        default=False, description="Replace labels that were made with other settings; finished calls are kept."
+    )
 
     @model_validator(mode="after")
-    def _bars_need_gold(self) -> Self:
+    def _bars_fit(self) -> Self:
+        if self.max_flip is not None and self.judge_mode == "pointwise":
+            raise ValueError("max_flip with judge_mode pointwise, which has no order")
+        if self.pairs == "samples" and self.samples < 2:
+            raise ValueError("pairs of samples with one sample per prompt")
         if self.gold is None and (self.min_accuracy is not None or self.max_flip is not None):
             raise ValueError("a bar for the judge (min_accuracy or max_flip) without gold")
         return self
@@ -382,10 +413,13 @@ class PipelineSettings(ReviseSettings, JudgeSettings, Exporting):
 
     def calibrating(self) -> CalibrateSettings | None:
         """How the judge is measured first; None without gold."""
-        if self.gold is None:
-            return None
-        own = {"gold": self.gold, "limit": self.gold_limit, "out": None}
-        return CalibrateSettings.model_validate(self._shared(CalibrateSettings) | self._judge() | own)
+        return None if self.gold is None else CalibrateSettings.model_validate(self.measuring())
+
+    def measuring(self) -> dict[str, Any]:
+        """The settings of `cai calibrate`, with or without its gold."""
+        given = {"limit": self.gold_limit, "out": None} | ({"gold": self.gold} if self.gold is not None else {})
+        shared = {name: value for name, value in self._shared(CalibrateSettings).items() if name != "gold"}
+        return shared | self._judge() | given
 
     def labelling(self) -> LabelSettings:
         own = {"run": self.out, "limit": None}
@@ -453,14 +487,15 @@ def _stage_of_pipeline(kind: type[Settings], from_file: dict[str, Any]) -> dict[
     """What the pipeline with these settings hands to one stage, without what hangs on a missing PROMPTS or --out."""
     missing = "\x00"
     whole = PipelineSettings.model_validate({"prompts": missing, "out": missing, **from_file})
-    stages: dict[type[Any], Callable[[], Settings | None]] = {
-        LabelSettings: whole.labelling,
-        ConstitutionTestSettings: whole.labelling,
-        CalibrateSettings: whole.calibrating,
-        ExportSettings: whole.exporting,
-    }
-    stage = stages.get(kind, whole.revising)()
-    told = stage.model_dump() if stage is not None else {}
+    told: dict[str, Any]
+    if kind is LabelSettings:
+        told = whole.labelling().model_dump()
+    elif kind is ExportSettings:
+        told = whole.exporting().model_dump()
+    elif issubclass(kind, GoldSettings):
+        told = whole.measuring()
+    else:
+        told = whole.revising().model_dump()
     return {
         name: value
         for name, value in told.items()

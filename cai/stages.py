@@ -8,7 +8,7 @@ import asyncio
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,12 +26,12 @@ from cai.errors import BadInput, CheckFailed
 from cai.export import export
 from cai.files import write_atomically
 from cai.gold import ConstitutionPairs, GoldPairs
-from cai.ids import digest
+from cai.ids import digest, file_digest
 from cai.inputs import Chunk, Prompts
 from cai.journal import OtherRuns, Tally
 from cai.label import judge, soft_label, tables
-from cai.pairs import RunPairs
-from cai.review import read_review, review
+from cai.pairs import NO_PAIR, RunPairs
+from cai.review import Reviewed, check_review, read_review, review
 from cai.revise import LETTERS, Roles, generate, revise
 from cai.rows import Drop
 from cai.runner import Tables, Watch, Work, run_chunks
@@ -112,7 +112,10 @@ async def label_stage(settings: LabelSettings, watch: Watch) -> Outcome:
     """
     run = open_run(settings.run)
     pairs = RunPairs(run, settings.pairs, settings.limit)
-    answers = read_review(settings.apply_review) if settings.apply_review is not None else {}
+    answers: dict[str, Reviewed] = {}
+    if settings.apply_review is not None:
+        answers = read_review(settings.apply_review)
+        check_review(run, answers)
     revised_with = run.folder / "inputs" / "revise" / "constitution.yaml"
     default = str(revised_with) if revised_with.is_file() else "harmlessness"
     constitution = load_constitution(settings.constitution or default)
@@ -134,7 +137,8 @@ async def calibrate_stage(settings: CalibrateSettings, watch: Watch) -> Calibrat
     gold = GoldPairs(settings.gold, settings.limit, settings.strict)
     gold.look()
     constitution = load_constitution(settings.constitution)
-    stage, work = _judging("calibrate", settings, _folder(settings, constitution), constitution, settings.shard_rows)
+    folder = _folder(settings, constitution, settings.gold)
+    stage, work = _judging("calibrate", settings, folder, constitution, settings.shard_rows)
     return _measured(await _run(stage, gold, work, tables, watch), constitution)
 
 
@@ -142,7 +146,7 @@ async def constitution_stage(settings: ConstitutionTestSettings, watch: Watch) -
     """Judge a constitution's own examples, each by its principle. Raises BadInput, EngineGaveUp."""
     constitution = load_constitution(settings.constitution)
     examples = ConstitutionPairs(constitution)
-    folder = _folder(settings, constitution)
+    folder = _folder(settings, constitution, settings.constitution)
     stage, work = _judging("calibrate", settings, folder, constitution, principles=examples.principles)
     outcome = await _run(stage, examples, work, tables, watch)
     return _measured(outcome, constitution)
@@ -179,18 +183,23 @@ def repeat(command: str, settings: ExportSettings) -> str:
 def check_judge(figures: Json, settings: GoldSettings) -> None:
     """Raise CheckFailed if the judge is under the bar that the settings name."""
     accuracy, flips = figures["accuracy"]["value"], figures["flips"]
+    decided = figures["decided"] / figures["n"] if figures["n"] else 0.0
+    if settings.min_accuracy is not None and decided < settings.min_decided:
+        raise CheckFailed(f"the judge decides {decided:.2f} of the pairs, under --min-decided {settings.min_decided}")
     if settings.min_accuracy is not None and (accuracy is None or accuracy < settings.min_accuracy):
         raise CheckFailed(f"the judge's accuracy is {accuracy}, under --min-accuracy {settings.min_accuracy}")
     if settings.max_flip is not None and flips is not None and flips > settings.max_flip:
         raise CheckFailed(f"{flips} of the judge's verdicts flip with the order, over --max-flip {settings.max_flip}")
 
 
-def _folder(settings: GoldSettings, constitution: Constitution) -> str:
-    """Where verdicts on gold go: a folder of their own for each set of settings, unless one is given."""
+def _folder(settings: GoldSettings, constitution: Constitution, gold: str) -> str:
+    """Where verdicts on gold go: a folder of their own for each set of settings, texts and pairs, if none is given."""
     if settings.out is not None:
         return settings.out
-    told = settings.model_dump(mode="json", include={*settings.compared(), "model", "endpoint", "gold", "limit"})
-    return f"data/runs/calibrate-{digest([told, constitution.sha])[:12]}"
+    told = settings.model_dump(mode="json", include={*settings.compared(), "model", "endpoint", "limit"})
+    templates = load_templates(settings.templates, names=JUDGE[settings.judge_mode])
+    pairs = [gold, file_digest(Path(gold)) if Path(gold).is_file() else None]
+    return f"data/runs/calibrate-{digest([told, constitution.sha, templates.sha, pairs])[:12]}"
 
 
 def _measured(outcome: Outcome, constitution: Constitution) -> Calibration:
@@ -221,9 +230,13 @@ def _judging(
 
 
 class Source(Protocol):
-    """Where a stage's rows or pairs come from. Iterating over `chunks` reads it anew each time."""
+    """Where a stage's rows or pairs come from. Iterating over `chunks` reads it anew each time.
+
+    `made_of` is the digest of the rows that pairs are made of; None where they are read from elsewhere.
+    """
 
     spec: str
+    made_of: str | None
 
     def chunks(self, records_in_chunk: int) -> Iterator[Chunk]: ...
 
@@ -264,21 +277,23 @@ async def _run(
     with Run(Path(stage.out)) as run:
         _refuse_other_tables(run, stage)
         if not replace:
-            _refuse_other_settings(run, stage.name, belongs, stage.out)
-        plan = await _plan(run, stage, digest(belongs), source)
+            _refuse_other_settings(run, stage, belongs)
+        plan = await _plan(run, stage, digest(belongs), source, replace)
         tally = Tally()
         watch.begin(stage.name, plan.rows, plan.finished_rows)
         try:
-            if plan.open_chunks:
+            if plan.to_do():
                 await _work_through(run, stage, plan, source, work, tables, tally, watch)
         finally:
             watch.end()
         amended = amend(run) if amend is not None else False
-        if plan.open_chunks or amended or stage.name not in run.manifest():
+        if plan.to_do() or amended or stage.name not in run.manifest():
             run.write_manifest(stage.name, _manifest_entry(run, stage, source, plan, belongs))
         outcome = Outcome(stage.name, stage.out, run.manifest()[stage.name], tally, time.monotonic() - begun)
     counts = outcome.entry["counts"]
-    if counts["kept"] == 0:
+    if counts["kept"] == 0 and set(counts["dropped_by_reason"]) == {NO_PAIR}:
+        watch.say(f"{stage.out}: no two answers differ, so there are no pairs to judge.")
+    elif counts["kept"] == 0:
         reasons = ", ".join(f"{reason} {count}" for reason, count in counts["dropped_by_reason"].items())
         raise CheckFailed(
             f"{stage.out}: none of {counts['read']} rows was kept ({reasons}). See its drops with cai show."
@@ -296,11 +311,13 @@ async def _work_through(
     for place in others.damaged if others is not None else ():
         watch.say(f"{place} is damaged and passed over.")
     async with AsyncExitStack() as engines:
-        for engine in dict.fromkeys(stage.roles.values()):
+        for engine in dict.fromkeys(stage.roles.values()) if plan.good else ():
             await engines.enter_async_context(engine)
         belongs = stage.belongs()
         run.belong(stage.name, belongs, stage.copies)
         run.write_manifest(stage.name, None)
+        for index in plan.gone:
+            run.remove_shard(stage.name, TABLES[stage.name], index)
         in_flight = settings.rows_in_flight or 2 * max(engine.slots for engine in stage.roles.values())
         chunks = _still_to_do(source, stage.shard_rows, plan.open_chunks)
         try:
@@ -312,14 +329,24 @@ async def _work_through(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
+    """`good` of the rows can be worked on; `gone` are shards that are there and have no rows any more."""
+
     rows: int
+    good: int
     finished_rows: int
     open_chunks: Mapping[int, str]
+    gone: Sequence[int]
     prompts_sha: str
 
+    def to_do(self) -> bool:
+        return bool(self.open_chunks or self.gone)
 
-async def _plan(run: Run, stage: _Stage, settings_sha: str, source: Source) -> _Plan:
-    """Read the whole input once and compare it with the shards that are there, before anything is written or asked."""
+
+async def _plan(run: Run, stage: _Stage, settings_sha: str, source: Source, replace: bool) -> _Plan:
+    """Read the whole input once and compare it with the shards that are there, before anything is written or asked.
+
+    Other rows than a shard was made of are an error, or with `replace` a reason to make it anew.
+    """
     tables = TABLES[stage.name]
     rows, finished_rows, good = 0, 0, 0
     open_chunks: dict[int, str] = {}
@@ -332,33 +359,40 @@ async def _plan(run: Run, stage: _Stage, settings_sha: str, source: Source) -> _
         rows, good = rows + len(chunk.items), good + len(chunk.items) - len(drops)
         shas.append(chunk.sha)
         mark = run.mark(stage.name, tables, chunk.index)
-        if mark is not None and len(mark.inputs) > len(chunk.digests):
-            raise _too_few(source.spec, rows)
-        if mark is not None and mark.inputs != chunk.digests[: len(mark.inputs)]:
-            raise BadInput(
-                source.spec, f"other rows than this run was made from (in shard {chunk.index})",
-                "the same rows, or more behind them",
-                f"Choose another --out, with --reuse {run.folder} to keep the finished calls.",
-            )  # fmt: skip
+        if mark is not None and not replace:
+            if len(mark.inputs) > len(chunk.digests):
+                raise _too_few(stage, source.spec, rows)
+            if mark.inputs != chunk.digests[: len(mark.inputs)]:
+                found = f"other rows than this run was made from (in shard {chunk.index})"
+                raise BadInput(source.spec, found, "the same rows, or more behind them", _elsewhere(stage))
         if mark is not None and mark.inputs == chunk.digests and mark.settings_sha == settings_sha:
             finished_rows += len(chunk.items)
         else:
             open_chunks[chunk.index] = chunk.sha
     if rows == 0:
         raise BadInput(source.spec, "no records", "at least one", "Check the file.")
-    if good == 0 and first_drop is not None:
+    if good == 0 and first_drop is not None and first_drop.reason != NO_PAIR:
         place, _, problem = first_drop.detail.partition(": found ")
         found, _, expected = problem.rpartition(", expected ")
         raise BadInput(place, found, expected, f"None of the {rows} records can be used; this is the first.")
-    if any(index >= len(shas) for index in run.finished_shards(tables[-1])):
-        raise _too_few(source.spec, rows)
-    return _Plan(rows, finished_rows, open_chunks, digest(shas))
+    gone = [index for index in run.finished_shards(tables[-1]) if index >= len(shas)]
+    if gone and not replace:
+        raise _too_few(stage, source.spec, rows)
+    return _Plan(rows, good, finished_rows, open_chunks, gone, digest(shas))
 
 
-def _too_few(spec: str, rows: int) -> BadInput:
-    return BadInput(
-        spec, f"{rows} rows", "at least as many as the run already holds", "Choose another --out, or raise --limit."
-    )
+def _too_few(stage: _Stage, spec: str, rows: int) -> BadInput:
+    remedy = f"Raise --limit, or: {_elsewhere(stage)}"
+    return BadInput(spec, f"{rows} rows", "at least as many as the run already holds", remedy)
+
+
+def _elsewhere(stage: _Stage) -> str:
+    """What to do with a folder that belongs to other rows or settings."""
+    if stage.name == "label":
+        return "Give --replace to make the labels anew; calls that have not changed are kept."
+    if stage.name == "calibrate":
+        return f"Choose another --out, or remove {stage.out}."
+    return f"Choose another --out, with --reuse {stage.out} to keep the calls that have not changed."
 
 
 def _still_to_do(source: Source, size: int, open_chunks: Mapping[int, str]) -> Iterator[Chunk]:
@@ -373,8 +407,8 @@ def _still_to_do(source: Source, size: int, open_chunks: Mapping[int, str]) -> I
         raise BadInput(source.spec, "fewer rows than a moment ago", "a source that stands still", "Run again.")
 
 
-def _refuse_other_settings(run: Run, stage: str, belongs: Json, out: str) -> None:
-    kept: Any = run.settings().get(stage)
+def _refuse_other_settings(run: Run, stage: _Stage, belongs: Json) -> None:
+    kept: Any = run.settings().get(stage.name)
     if kept is None or kept == belongs:
         return
     old, new = _flat(kept), _flat(belongs)
@@ -383,10 +417,8 @@ def _refuse_other_settings(run: Run, stage: str, belongs: Json, out: str) -> Non
         for name in sorted(old | new)
         if old.get(name) != new.get(name)
     ]
-    place, remedy = f"--out {out}", f"Choose another --out, with --reuse {out} to keep the calls that have not changed."
-    if stage == "label":
-        place, remedy = out, "Give --replace to make the labels anew; calls that have not changed are kept."
-    raise BadInput(place, f"a cai {stage} with other settings: {', '.join(differ)}", "the same settings", remedy)
+    found = f"a cai {stage.name} with other settings: {', '.join(differ)}"
+    raise BadInput(stage.out, found, "the same settings", _elsewhere(stage))
 
 
 def _refuse_other_tables(run: Run, stage: _Stage) -> None:
@@ -419,6 +451,7 @@ def _manifest_entry(run: Run, stage: _Stage, source: Source, plan: _Plan, belong
             "limit": getattr(stage.settings, "limit", None),
             "rows": plan.rows,
             "sha": plan.prompts_sha,
+            "made_of": source.made_of,
         },
         "versions": libraries,
         "counts": counts,

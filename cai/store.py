@@ -155,15 +155,23 @@ class Run:
 
     def mark(self, stage: str, tables: Sequence[str], index: int) -> ShardMark | None:
         """What a finished shard says of itself; None if it or its drops are not there. Raises BadInput if damaged."""
-        path = self.shard(tables[-1], index)
         if not all(self.shard(table, index).exists() for table in tables):
             return None
-        try:
-            said = json.loads((pq.read_schema(path).metadata or {})[b"cai"])
-            mark = ShardMark(said["settings_sha"], tuple(said["inputs"]), said["dropped"])
-        except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-            raise _damaged(path, error) from error
-        return mark if not mark.dropped or self.drops(stage, index).exists() else None
+        marks: list[ShardMark] = []
+        for path in (self.shard(table, index) for table in tables):
+            try:
+                said = json.loads((pq.read_schema(path).metadata or {})[b"cai"])
+                marks.append(ShardMark(said["settings_sha"], tuple(said["inputs"]), said["dropped"]))
+            except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+                raise _damaged(path, error) from error
+        mark = marks[-1]
+        whole = all(one == mark for one in marks) and (not mark.dropped or self.drops(stage, index).exists())
+        return mark if whole else None
+
+    def remove_shard(self, stage: str, tables: Sequence[str], index: int) -> None:
+        """Take a shard away, the table that stands for all of it first."""
+        for path in (*(self.shard(table, index) for table in reversed(tables)), self.drops(stage, index)):
+            path.unlink(missing_ok=True)
 
     def write_shard(
         self, stage: str, index: int, tables: Mapping[str, Sequence[object]], drops: Sequence[Drop], mark: ShardMark

@@ -17,6 +17,7 @@ from cai.candidates import run_answers, run_pairs
 from cai.card import _plain, card, smoothing
 from cai.errors import BadInput
 from cai.export import ExportMethod, export, split_of
+from cai.folder import new_folder
 from cai.hygiene import found_in, near_duplicates, prompt_groups, prompt_key, read_evaluation, shingles
 from cai.ids import file_digest
 from cai.probes import separability
@@ -152,20 +153,30 @@ def test_a_label_that_chooses_the_less_likely_answer_is_refused(tmp_path: Path, 
 
 
 def test_a_chosen_answer_that_was_cut_off_is_left_out(tmp_path: Path):
-    run = write_run(
-        tmp_path / "run",
-        trajectories=[trajectory("r", response_finish="length")],
-        responses=[response("q~1", "length"), response("q")],
+    revised = write_run(
+        tmp_path / "revised",
+        trajectories=[trajectory("r", response_finish="length"), trajectory("q")],
+        # Responses of the same name in the same folder are not what these pairs are made of.
+        responses=[response("q", "length")],
         pairs=[
             pair("1", row_id="r", a_from="response", b_from="revision-1"),
             pair("2", row_id="r", a_from="revision-1", b_from="response"),
+            pair("5", row_id="q", a_from="response", b_from="revision-1"),
+        ],
+        labels=[label(name) for name in "125"],
+    )
+    sampled = write_run(
+        tmp_path / "sampled",
+        responses=[response("q~1", "length"), response("q")],
+        pairs=[
             pair("3", row_id="q", prompt_id="q", a_from="sample-1", b_from="sample-0"),
             pair("4", row_id="q", prompt_id="q", a_from="sample-0", b_from="sample-1"),
         ],
-        labels=[label(str(n)) for n in range(1, 5)],
+        labels=[label(name) for name in "34"],
     )
-    found = run_pairs(run)
-    assert [one.pair_id for one in found.pairs] == ["2", "4"] and found.left_out == {"cut_off": 2}
+    found, others = run_pairs(revised), run_pairs(sampled)
+    assert [one.pair_id for one in found.pairs] == ["2", "5"] and found.left_out == {"cut_off": 1}
+    assert [one.pair_id for one in others.pairs] == ["4"] and others.left_out == {"cut_off": 1}
 
 
 # Files
@@ -635,3 +646,58 @@ def test_the_files_that_the_snippet_names_are_there(tmp_path: Path, trainer: Any
     named |= {f"{trainer}/{name}" for name in re.findall(r"`([\w-]+\.(?:parquet|jsonl))`", body)}
     assert f"DIR/{trainer}" in body and all((tmp_path / "out" / name).exists() for name in named)
     assert any(file["path"].startswith(f"{trainer}/") for file in manifest["files"])
+
+
+def test_conversations_that_begin_alike_are_in_one_group():
+    def talk(*turns: str, system: str = "") -> tuple[Message, ...]:
+        roles = ("user", "assistant")
+        said = tuple(Message(roles[n % 2], turn) for n, turn in enumerate(turns))
+        return (Message("system", system), *said) if system else said
+
+    one = talk("where is it", "over there", "and the other one")
+    two = talk("where is it", "over there", "thanks, how far")
+    three = talk("where is it", "I do not know", "why not then")
+    four = talk("where is it", "over there", "and the other one", system="be brief")
+    groups = prompt_groups([one, two, three, four], None)
+    assert groups[prompt_key(one)] == groups[prompt_key(two)] == groups[prompt_key(four)]
+    assert groups[prompt_key(three)] != groups[prompt_key(one)]
+    alone = talk("where is it")
+    groups = prompt_groups([three, one, alone], None)
+    assert len(set(groups.values())) == 1, "all of them go on from the question alone"
+
+
+def test_gold_and_unfinished_labels_are_not_exported(tmp_path: Path):
+    run = some_run(tmp_path / "run")
+    run.write_manifest("label", None)
+    with pytest.raises(BadInput, match="an unfinished cai label"):
+        make(run, tmp_path / "out")
+    with run as gold:
+        gold.belong("calibrate", {"settings": {}, "models": {}, "texts": {}}, {})
+    with pytest.raises(BadInput, match="verdicts on gold pairs"):
+        make(run, tmp_path / "out")
+
+
+def test_two_exports_to_one_folder_do_not_mix(tmp_path: Path):
+    with new_folder(tmp_path / "out") as first:
+        (first / "a").write_text("a")
+        with pytest.raises(BadInput, match="another export is writing"), new_folder(tmp_path / "out"):
+            raise AssertionError("both write")
+        (first / "b").write_text("b")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_short_text_without_spaces_is_found_where_it_is_the_whole_turn(tmp_path: Path):
+    question = "世界上最高的山峰叫什么名字"
+    evaluation = read_evaluation(str(write_jsonl(tmp_path / "e.jsonl", [{"q": question}, {"q": "yes"}])))
+    assert found_in([question], [evaluation]) == "e.jsonl" and found_in(["yes"], [evaluation]) is None
+
+
+def test_what_a_person_decided_alone_is_not_taken_for_the_judge_s_word(tmp_path: Path):
+    labels = [label("r0", "a", 0.8), label("r1", "b", 0.9, reviewed="b")]
+    run = write_run(
+        tmp_path / "run", trajectories=[trajectory(f"r{n}") for n in range(2)],
+        pairs=[pair(f"r{n}") for n in range(2)], labels=labels,
+    )  # fmt: skip
+    assert [one.by_person for one in run_pairs(run).pairs] == [False, True]
+    assert make(run, tmp_path / "out")["mean_chosen_probability"] == 0.8

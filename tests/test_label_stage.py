@@ -13,8 +13,22 @@ from cai.audit import report
 from cai.engines import Request
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput, CheckFailed, EngineGaveUp, RequestRefused
-from cai.settings import CalibrateSettings, ConstitutionTestSettings, LabelSettings, ReviseSettings
-from cai.stages import Outcome, calibrate_stage, check_judge, constitution_stage, label_stage, revise_stage
+from cai.settings import (
+    CalibrateSettings,
+    ConstitutionTestSettings,
+    GenerateSettings,
+    LabelSettings,
+    ReviseSettings,
+)
+from cai.stages import (
+    Outcome,
+    calibrate_stage,
+    check_judge,
+    constitution_stage,
+    generate_stage,
+    label_stage,
+    revise_stage,
+)
 from cai.store import Json, open_run
 from tests.conftest import Quiet, table_bytes, write_jsonl
 from tests.test_label import likes
@@ -134,15 +148,111 @@ def test_a_refused_pair_is_a_drop_and_an_unchanged_row_too(
     assert "r3" not in {label["row_id"] for label in labels(folder).values()}
 
 
-def test_a_run_of_which_nothing_was_revised_says_so(tmp_path: Path):
+class Told(Quiet):
+    """A watch that keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def say(self, sentence: str) -> None:
+        self.told.append(sentence)
+
+
+def test_a_run_of_which_nothing_was_revised_has_no_pairs_and_opens_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": "r0", "prompt": "question"}])
-    asyncio.run(
-        revise_stage(
-            ReviseSettings(prompts=str(prompts), out=str(tmp_path / "o"), engine="scripted", rounds=0), Quiet()
-        )
-    )
-    with pytest.raises(BadInput, match="no two answers that differ"):
-        run(tmp_path / "o")
+    settings = ReviseSettings(prompts=str(prompts), out=str(tmp_path / "o"), engine="scripted", rounds=0)
+    asyncio.run(revise_stage(settings, Quiet()))
+    opened: list[str] = []
+
+    class Slow(ScriptedEngine):
+        async def __aenter__(self) -> Any:
+            opened.append("opened")
+            return self
+
+    monkeypatch.setattr(stages, "open_engine", lambda spec: Slow(derived_script))
+    watch = Told()
+    outcome = asyncio.run(label_stage(LabelSettings(run=str(tmp_path / "o"), engine="scripted"), watch))
+    assert outcome.entry["counts"]["dropped_by_reason"] == {"no_pair": 1} and opened == []
+    assert any("no pairs to judge" in sentence for sentence in watch.told)
+
+
+def test_other_pairs_and_fewer_rows_are_replaced_when_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    use(monkeypatch, derived_script)
+    run(folder)
+    with pytest.raises(BadInput, match=r"at least as many as the run already holds.*--replace"):
+        run(folder, limit=3)
+    run(folder, limit=3, replace=True)
+    assert len(labels(folder)) == 3 and len(list((folder / "labels").iterdir())) == 1
+    run(folder, limit=7)
+    run(folder)
+    assert len(labels(folder)) == 12
+    with pytest.raises(BadInput, match="--replace"):
+        run(folder, pairs="consecutive", judge_principles=1)
+    run(folder, pairs="consecutive", replace=True)
+    assert len(labels(folder)) == 12
+
+
+def test_a_limit_never_cuts_through_the_samples_of_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": f"r{n}", "prompt": f"question {n}"} for n in range(6)])
+    made = GenerateSettings(prompts=str(prompts), out=str(tmp_path / "o"), engine="scripted", samples=4)
+    asyncio.run(generate_stage(made, Quiet()))
+    use(monkeypatch, derived_script)
+    for limit, pairs in ((5, 12), (10, 18), (None, 36)):
+        run(tmp_path / "o", limit=limit, judge_principles=1)
+        assert len(labels(tmp_path / "o")) == pairs
+
+
+def test_a_review_that_is_being_filled_in_is_not_written_over(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    use(monkeypatch, likes(is_revision))
+    run(folder, review_share=0.5)
+    lines = [json.loads(line) for line in (folder / "review.jsonl").read_text().splitlines()]
+    write_jsonl(folder / "review.jsonl", [{**lines[0], "answer": "none"}, *lines[1:]])
+    run(folder, review_share=0.1)
+    again = [json.loads(line) for line in (folder / "review.jsonl").read_text().splitlines()]
+    assert {one["pair_id"]: one["answer"] for one in again}[lines[0]["pair_id"]] == "none"
+    (folder / "review.jsonl").write_text('{"pair_id": "half a li')
+    run(folder, review_share=0.1)
+    assert (folder / "review.jsonl").read_text() == '{"pair_id": "half a li'
+
+
+def test_an_answer_about_other_texts_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    use(monkeypatch, derived_script)
+    with pytest.raises(BadInput, match="no finished labels"):
+        run(folder, apply_review=str(write_jsonl(folder.parent / "f.jsonl", [{"pair_id": "x", "answer": "a"}])))
+    assert not (folder / "labels").exists(), "nothing was judged first"
+    run(folder, review_share=1.0)
+    line = json.loads((folder / "review.jsonl").read_text().splitlines()[0])
+    other = write_jsonl(folder.parent / "f.jsonl", [{**line, "a": "something else", "answer": "a"}])
+    with pytest.raises(BadInput, match=r"f.jsonl:1: found .* with other texts"):
+        run(folder, apply_review=str(other))
+
+
+def test_a_kill_while_a_review_is_entered_is_healed_by_the_next_run(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    use(monkeypatch, likes(is_revision))
+    run(folder, review_share=1.0)
+    line = json.loads((folder / "review.jsonl").read_text().splitlines()[0])
+    filled = write_jsonl(folder.parent / "f.jsonl", [{**line, "answer": "none"}])
+    monkeypatch.setattr(stages, "_manifest_entry", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(folder, apply_review=str(filled))
+    assert "label" not in open_run(str(folder)).manifest()
+    monkeypatch.undo()
+    use(monkeypatch, likes(is_revision))
+    assert run(folder).entry["counts"]["reviewed"]["n"] == 1
+
+
+def test_a_shard_of_which_one_table_is_damaged_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    use(monkeypatch, derived_script)
+    run(folder)
+    (folder / "verdicts" / "part-00001.parquet").write_bytes(b"PAR1 nothing PAR1")
+    with pytest.raises(BadInput, match=r"verdicts/part-00001.parquet: found a damaged shard"):
+        run(folder)
+    (folder / "verdicts" / "part-00001.parquet").unlink()
+    run(folder)
+    assert len(list(open_run(str(folder)).records("verdicts"))) == 12 * 16
 
 
 def test_people_come_before_the_judge_and_what_is_unclear_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -195,7 +305,7 @@ def test_a_review_that_cannot_be_used_is_refused_and_nothing_is_changed(folder: 
         ([good, {**good, "answer": "b"}], r"f.jsonl:2: found another answer"),
         ([{"answer": "a"}], r"f.jsonl:1: found a line that cannot be read"),
         ([{**good, "answer": None}], "no answers"),
-        ([{"pair_id": "r99/x+y", "answer": "a"}], "about the pair 'r99/x\\+y'"),
+        ([{"pair_id": "r99/x+y", "answer": "a"}], r"f.jsonl:1: found an answer about the pair 'r99/x\+y'"),
     ]
     for lines, message in cases:
         with pytest.raises(BadInput, match=message):
@@ -245,6 +355,18 @@ def test_a_judge_that_flips_is_under_the_bar(gold: Path, tmp_path: Path, monkeyp
     assert measured.figures["decided"] == 0
     with pytest.raises(CheckFailed, match=r"1\.0 of the judge's verdicts flip"):
         check_judge(measured.figures, settings)
+
+
+def test_an_accuracy_on_few_decisions_holds_no_bar(gold: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    use(monkeypatch, likes(lambda text: "good" in text, sure=0.6))
+    settings = CalibrateSettings(
+        gold=str(gold), engine="scripted", out=str(tmp_path / "o"), min_accuracy=0.5, tie_band=0.45
+    )
+    measured = asyncio.run(calibrate_stage(settings, Quiet()))
+    with pytest.raises(CheckFailed, match=r"decides 0\.00 of the pairs, under --min-decided 0\.3"):
+        check_judge(measured.figures, settings)
+    with pytest.raises(ValueError, match="which has no order"):
+        CalibrateSettings(gold=str(gold), max_flip=0.1)
 
 
 def test_a_folder_holds_labels_or_gold_but_not_both(gold: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -310,6 +310,14 @@ def test_a_gate_reads_log_probabilities_of_both_words(serve: Callable[..., Serve
     assert answer.choice_logprobs == pytest.approx((math.log(0.5), math.log(0.4)))
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1000.0, -math.inf])
+def test_what_is_no_log_probability_says_nothing(serve: Callable[..., Server], bad: float):
+    (answer,) = ask(
+        serve(lambda body, n: (200, chat("Yes", logprobs=[("Yes", bad), ("No", bad)]))).url, requests=(GATE,)
+    )
+    assert (answer.text, answer.choice_logprobs) == ("Yes", None)
+
+
 @pytest.mark.parametrize("status", [400, 422])
 def test_a_server_without_log_probabilities_is_asked_for_the_word_alone(serve: Callable[..., Server], status: int):
     def behave(body: dict[str, Any], n: int) -> Answer:
@@ -331,5 +339,7 @@ def test_a_word_that_is_not_listed_is_bounded_and_none_is_made_up():
     listed = [("Yes", math.log(0.6)), ("Maybe", math.log(0.2)), ("yes", math.log(0.1))]
     assert choice_logprobs(listed, ("Yes", "No")) == pytest.approx((math.log(0.6), math.log(0.1)))
     assert choice_logprobs(listed, ("A", "B")) == ()
+    # A word that is not listed cannot have more than what all that are not listed have together.
+    assert choice_logprobs([("Yes", -0.1)], ("Yes", "No"))[1] == pytest.approx(math.log(1 - math.exp(-0.1)))
     first, second = choice_logprobs([("Yes", 0.0), ("x", -9999.0)], ("Yes", "No")) or (0, 0)
     assert first == 0 and -100 < second < -50

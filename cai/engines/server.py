@@ -226,7 +226,12 @@ def _forced(answer: ChatCompletion, choices: tuple[str, ...]) -> Completion:
     free = _free(answer)
     told = answer.choices[0].logprobs
     tops: Any = told.content[0].top_logprobs if told is not None and told.content else None
-    likeliest = [(str(top.token), top.logprob) for top in tops or () if isinstance(top.logprob, int | float)]
+    # What is no log-probability (NaN, infinite, above 0 by more than rounding) says nothing.
+    likeliest = [
+        (str(top.token), min(top.logprob, 0.0))
+        for top in tops or ()
+        if isinstance(top.logprob, int | float) and top.logprob <= 1e-3 and top.logprob > -math.inf
+    ]
     if not likeliest:
         return free
     found = choice_logprobs(likeliest, choices)
@@ -238,12 +243,14 @@ def choice_logprobs(likeliest: Sequence[tuple[str, float]], choices: tuple[str, 
     """The log-probabilities of some words among the likeliest first tokens; empty if none of them is there.
 
     White space around a token is ignored and its spellings are added up. A word that is not listed is at most as
-    probable as the last one that is; that bound is taken, so that a probability is never made out of nothing.
+    probable as the last one that is, and as all that are not listed; that bound is taken, so that a probability is
+    never made out of nothing.
     """
     sums = {word: sum(math.exp(logprob) for token, logprob in likeliest if token.strip() == word) for word in choices}
     if not any(sums.values()):
         return ()
-    bound = max(min(math.exp(logprob) for _, logprob in likeliest), 1e-30)  # some servers list -9999
+    listed = [math.exp(logprob) for _, logprob in likeliest]
+    bound = max(min(*listed, 1 - sum(listed)), 1e-30)  # some servers list -9999
     return tuple(math.log(sums[word] or bound) for word in choices)
 
 

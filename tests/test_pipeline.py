@@ -1,0 +1,95 @@
+"""The whole pipeline with the scripted engine: what it ends with, and what it finds out before it spends anything."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import load_dataset
+
+from cai import stages
+from cai.engines import Request
+from cai.engines.scripted import ScriptedEngine, derived_script
+from cai.errors import BadInput, CheckFailed
+from cai.pipeline import Finished, pipeline
+from cai.settings import PipelineSettings, load_settings
+from tests.conftest import Quiet, write_jsonl
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The purposes of all calls; the gate finds every second answer broken."""
+    purposes: list[str] = []
+
+    def answer(request: Request) -> Any:
+        purposes.append(request.purpose)
+        if request.purpose == "gate":
+            return 0.9 if int(request.row_id[1:]) % 2 else 0.1
+        return derived_script(request)
+
+    monkeypatch.setattr(stages, "open_engine", lambda spec: ScriptedEngine(answer))
+    return purposes
+
+
+def run(tmp_path: Path, rows: int = 30, **changes: Any) -> Finished:
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": f"r{n}", "prompt": f"question {n}"} for n in range(rows)])
+    given = {"prompts": str(prompts), "out": str(tmp_path / "run"), "engine": "scripted", "judge_principles": 2}
+    settings = load_settings(PipelineSettings, None, {**given, **changes})
+    return asyncio.run(pipeline(settings, Quiet()))
+
+
+def test_it_ends_with_datasets_and_the_same_command_asks_nothing_again(tmp_path: Path, asked: list[str]):
+    finished = run(tmp_path, failed_revision="keep")
+    counts = finished.dataset.manifest["counts"]
+    for config in ("sft", "preference", "reward", "kto"):
+        written = sum(counts[config]["written"].values())
+        loaded = load_dataset(str(tmp_path / "run-dataset"), config)
+        assert sum(len(split) for split in loaded.values()) == written > 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run-dataset").rglob("*") if path.is_file()}
+    asked.clear()
+    run(tmp_path, failed_revision="keep")
+    assert asked == []
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run-dataset").rglob("*") if path.is_file()} == before
+
+
+def test_where_nothing_is_revised_the_clean_answers_are_still_exported(tmp_path: Path, asked: list[str]):
+    finished = run(tmp_path, rows=8, gate_threshold=1.0)
+    assert finished.labelled.entry["counts"]["dropped_by_reason"] == {"no_pair": 8}
+    counts = finished.dataset.manifest["counts"]
+    assert sum(counts["sft"]["written"].values()) == 8 and not any(counts["preference"]["written"].values())
+    assert "verdict" not in asked and "kept" not in asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"decontaminate": ("nope.jsonl",)}, "nope.jsonl: found no such file"),
+        ({"helpful": "nope.jsonl"}, "nope.jsonl"),
+        ({"pairs": "samples"}, "pairs of samples with one sample per prompt"),
+        ({"templates": "nowhere"}, "no such folder"),
+        ({"dataset": "."}, "somebody else's"),
+        ({"min_accuracy": 0.5}, "without gold"),
+    ],
+)
+def test_what_a_later_stage_cannot_use_is_found_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str], changes: dict[str, Any], words: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").write_text("of somebody else")
+    with pytest.raises(BadInput, match=words):
+        run(tmp_path, **changes)
+    assert asked == [] and not (tmp_path / "run").exists()
+
+
+def test_a_judge_under_the_bar_stops_it_and_other_gold_is_judged_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+):
+    monkeypatch.chdir(tmp_path)
+    records = [{"prompt": f"q{n}", "chosen": f"good {n}", "rejected": "x"} for n in range(12)]
+    gold = write_jsonl(tmp_path / "g.jsonl", records)
+    with pytest.raises(CheckFailed, match="under --min-accuracy"):
+        run(tmp_path, gold=str(gold), min_accuracy=1.0)
+    assert set(asked) == {"kept"} and not (tmp_path / "run").exists()
+    write_jsonl(gold, [{**records[0], "chosen": "another"}, *records[1:]])
+    run(tmp_path, gold=str(gold), min_accuracy=0.0, failed_revision="keep")
+    assert len(list((tmp_path / "data" / "runs").glob("calibrate-*"))) == 2
