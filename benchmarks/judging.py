@@ -39,6 +39,9 @@ def main() -> None:
     parser.add_argument("--gold", help="gold pairs to judge (default: the examples of the constitution)")
     parser.add_argument("--constitution", default="harmlessness")
     parser.add_argument("--pairs", type=int, default=48)
+    parser.add_argument(
+        "--skip", type=int, default=0, help="pairs to pass over: a server still has the last run's cached"
+    )
     parser.add_argument("--principles", type=int, default=4)
     parser.add_argument("--in-flight", type=int, default=16, help="pairs worked on at once")
     parser.add_argument("--reverse", action="store_true", help="the arms in the other order")
@@ -53,7 +56,8 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
     constitution = load_constitution(options.constitution)
     source = GoldPairs(options.gold, None, False) if options.gold else ConstitutionPairs(constitution)
     items = (item for chunk in source.chunks(1000) for item in chunk.items)
-    pairs = list(islice((item for item in items if isinstance(item, Pair)), options.pairs))
+    every = (item for item in items if isinstance(item, Pair))
+    pairs = list(islice(every, options.skip, options.skip + options.pairs))
     figures: dict[str, Any] = {"pairs": len(pairs), "principles": options.principles}
     async with open_engine(Spec("auto", options.model, tuple(options.endpoint), send_seed=False)) as engine:
         figures["model"] = engine.model

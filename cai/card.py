@@ -112,7 +112,10 @@ def _how(manifest: Json) -> Iterator[str]:
         done = "" if entry["finished"] else " (not finished)"
         rows += [(f"{stage}{done}: {role}", _code(model)) for role, model in sorted(entry["models"].items())]
         rows += [(f"{stage}: {name}", _code(text)) for name, text in sorted(entry["texts"].items())]
-        told = ("mode", "gate", "rounds", "principles", "pairs", "temperature", "seed")
+        told = (
+            *("gate", "rounds", "principles", "wording", "few_shot", "samples", "temperature", "failed_revision"),
+            *("pairs", "judge_mode", "judge_principles", "judge_temperature", "tie_band", "min_agreement", "seed"),
+        )
         settings = [f"{name} {entry['settings'][name]}" for name in told if name in entry["settings"]]
         if settings:
             rows.append((f"{stage}: settings", _plain(", ".join(settings))))
@@ -277,7 +280,8 @@ def _use(manifest: Json) -> Iterator[str]:
         smooth = smoothing(manifest)
         yield (
             f"The labels are soft and no trainer takes a probability for each row. If the judge's probabilities are "
-            f"right, {_percent(smooth)} of the pairs are the wrong way round, so a label smoothing of {smooth} fits. "
+            f"right, {_percent(1 - manifest['mean_chosen_probability'])} of the pairs are the wrong way round, so a "
+            f"label smoothing of {smooth} fits. "
             f"In TRL it works with the losses `robust` and `exo_pair` and is ignored with `sigmoid`. To train on sure "
             f"labels only, filter by `chosen_probability`; `reward` has the log-odds as a `margin`."
         )

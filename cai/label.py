@@ -20,9 +20,10 @@ each other to the last bit.
 
 import math
 import re
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 from cai.calls import FORCED, Ask, Calls, together
 from cai.constitution import Constitution, Principle
@@ -30,6 +31,8 @@ from cai.engines import Engine, Sampling
 from cai.ids import choose_several
 from cai.rows import Label, Message, Pair, Verdict
 from cai.templates import Templates
+
+T = TypeVar("T")
 
 LETTERS = ("A", "B")
 KEPT = ("Yes", "No")
@@ -94,18 +97,16 @@ async def judge(
     named = principles[pair.pair_id] if principles else _principles(pair, constitution, method)
     asked = [constitution.principle(name) for name in named]
     if method.mode == "pointwise":
-        alone = [_alone(pair, answer, asked, calls, judge, templates, method) for answer in (pair.a, pair.b)]
-        kept_a, kept_b = await together(alone)
-        answers = [
-            (_apart(a, b, method), principle, "none") for principle, a, b in zip(asked, kept_a, kept_b, strict=True)
-        ]
+        alone = partial(_alone, pair=pair, calls=calls, judge=judge, templates=templates, method=method)
+        kept = await _shared_first(alone, (pair.a, pair.b), asked)
+        answers = [(_apart(a, b, method), principle, "none") for principle, (a, b) in zip(asked, kept, strict=True)]
     else:
-        both = [_compared(pair, order, asked, calls, judge, templates, method) for order in ("ab", "ba")]
-        ab, ba = await together(both)
+        compare = partial(_compare, pair=pair, calls=calls, judge=judge, templates=templates, method=method)
+        compared = await _shared_first(compare, ("ab", "ba"), asked)
         answers = [
             (answer, principle, order)
-            for principle, *orders in zip(asked, ab, ba, strict=True)
-            for order, answer in zip(("ab", "ba"), orders, strict=True)
+            for principle, both in zip(asked, compared, strict=True)
+            for order, answer in zip(("ab", "ba"), both, strict=True)
         ]
     verdicts = tuple(
         Verdict(
@@ -234,19 +235,25 @@ def _principles(pair: Pair, constitution: Constitution, method: Judging) -> tupl
     return tuple(principle.id for principle in constitution.principles if principle.id in chosen)
 
 
-async def _compared(
-    pair: Pair, order: str, principles: Sequence[Principle], calls: Calls, judge: Engine, templates: Templates,
-    method: Judging,
-) -> list[_Answer]:  # fmt: skip
-    """The two answers in one order, by each principle. The first is asked alone: the others find its prompt cached."""
+async def _shared_first(
+    ask: Callable[[str, Principle], Coroutine[Any, Any, T]], sides: tuple[str, str], principles: Sequence[Principle]
+) -> list[tuple[T, T]]:
+    """What is asked of both sides, by each principle.
+
+    The first questions are asked one after the other, and only then the rest together: so the second side finds the
+    conversation in the engine's cache, and every further principle all that stands before it.
+    """
     first, *others = principles
-    head = await _compare(pair, order, first, calls, judge, templates, method)
-    return [head, *await together(_compare(pair, order, one, calls, judge, templates, method) for one in others)]
+    heads = [await ask(side, first) for side in sides]
+    rest = await together(ask(side, one) for one in others for side in sides)
+    every = [*heads, *rest]
+    return list(zip(every[::2], every[1::2], strict=True))
 
 
 async def _compare(
-    pair: Pair, order: str, principle: Principle, calls: Calls, judge: Engine, templates: Templates, method: Judging
+    order: str, principle: Principle, pair: Pair, calls: Calls, judge: Engine, templates: Templates, method: Judging
 ) -> _Answer:
+    """Both answers in one order, by one principle."""
     name = "judge_reasoned" if method.mode == "reasoned" else "judge"
     first, second = (pair.a, pair.b) if order == "ab" else (pair.b, pair.a)
     question = templates.render(name, principle, conversation=pair.prompt, first=first, second=second)
@@ -268,19 +275,12 @@ async def _compare(
 
 
 async def _alone(
-    pair: Pair, answer: str, principles: Sequence[Principle], calls: Calls, judge: Engine, templates: Templates,
-    method: Judging,
-) -> list["_Read"]:  # fmt: skip
-    """One answer, as the last turn of its own conversation: is each principle kept?"""
-
-    def ask(principle: Principle) -> Coroutine[Any, Any, _Read]:
-        request = Message("user", templates.render("judge_alone", principle))
-        messages = (*pair.prompt, Message("assistant", answer), request)
-        return _read(messages, KEPT, "kept", principle, calls, judge, method)
-
-    first, *others = principles
-    head = await ask(first)
-    return [head, *await together(ask(one) for one in others)]
+    answer: str, principle: Principle, pair: Pair, calls: Calls, judge: Engine, templates: Templates, method: Judging
+) -> "_Read":
+    """One answer, as the last turn of its own conversation: is the principle kept?"""
+    request = Message("user", templates.render("judge_alone", principle))
+    messages = (*pair.prompt, Message("assistant", answer), request)
+    return await _read(messages, KEPT, "kept", principle, calls, judge, method)
 
 
 def _apart(a: "_Read", b: "_Read", method: Judging) -> _Answer:

@@ -74,10 +74,12 @@ def test_grouped_attention_is_the_same_as_the_plain_one():
 def test_a_prefix_is_used_as_far_as_it_is_the_same_and_never_whole():
     keys = torch.arange(4.0).view(1, 4, 1)
     kept = Prefix([5, 6, 7, 8], [(keys, keys)])
-    assert prefix_of(kept, [5, 6, 9, 1]).ids == [5, 6]
-    assert prefix_of(kept, [5, 6, 7, 8]).ids == [5, 6, 7], "one token is left to read"
-    assert prefix_of(kept, [5, 6, 9]).layers[0][0].tolist() == [[[0.0], [1.0]]]
-    assert prefix_of(None, [5]).ids == prefix_of(kept, [1, 2]).ids == []
+    assert prefix_of([kept], [5, 6, 9, 1]).ids == [5, 6]
+    assert prefix_of([kept], [5, 6, 7, 8]).ids == [5, 6, 7], "one token is left to read"
+    assert prefix_of([kept], [5, 6, 9]).layers[0][0].tolist() == [[[0.0], [1.0]]]
+    assert prefix_of([], [5]).ids == prefix_of([kept], [1, 2]).ids == []
+    longer = Prefix([5, 6, 9, 8], [(keys + 1, keys)])
+    assert prefix_of([kept, longer], [5, 6, 9, 8, 1]).layers[0][0].tolist() == [[[1.0], [2.0], [3.0], [4.0]]]
 
 
 def test_joined_masks_lose_the_padding_that_all_rows_share():
@@ -173,6 +175,23 @@ class TestEmbedded:
         cached, fresh = await asyncio.gather(*(engine.complete(gate) for gate in gates))
         assert cached.cached_tokens > 0 == fresh.cached_tokens
         assert cached.choice_logprobs == pytest.approx(fresh.choice_logprobs, abs=1e-3)
+
+    async def test_of_several_questions_about_an_answer_only_the_first_reads_it(self, engine: TransformersEngine):
+        """As a judge asks: two answers of one row in turn, and one question after another about each."""
+        told = [Message("assistant", text * 12) for text in ("The sky is blue. ", "The sea is wide. ")]
+        questions = [Message("user", f"{word}? Answer Yes or No.") for word in ("True", "Kind", "Short")]
+        base = asked(PROMPTS[0], 1, row_id="judged")
+        seen: list[list[int]] = []
+        for question in questions:
+            seen.append([])
+            for answer in told:
+                request = replace(base, messages=(*base.messages, answer, question), choices=("Yes", "No"))
+                kept = await engine.complete(request)
+                fresh = await engine.complete(replace(request, row_id=f"fresh {question.content} {answer.content}"))
+                assert fresh.cached_tokens == 0
+                assert kept.choice_logprobs == pytest.approx(fresh.choice_logprobs, abs=1e-3)
+                seen[-1].append(kept.prompt_tokens - kept.cached_tokens)
+        assert min(seen[0]) > 50 and max(seen[1] + seen[2]) < 25
 
     async def test_a_seed_gives_the_same_answer_in_any_company(self, engine: TransformersEngine):
         hot = asked("Tell me a story.", 15, seed=7, temperature=1.0)

@@ -26,16 +26,16 @@ class Prefix:
         return cls(ids, [(layer.keys[row][:, real], layer.values[row][:, real]) for layer in cache.layers])
 
 
-def prefix_of(kept: Prefix | None, ids: Sequence[int]) -> Prefix:
-    """As much of `kept` as `ids` begin with; never all of `ids`, since a model has to read something to go on."""
-    if kept is None:
+def prefix_of(kept: Sequence[Prefix], ids: Sequence[int]) -> Prefix:
+    """The most of one of `kept` that `ids` begin with; never all of `ids`, since a model has to read something."""
+    same, best = max(((_shared(one.ids, ids[:-1]), one) for one in kept), key=lambda one: one[0], default=(0, None))
+    if best is None or same == 0:
         return Prefix([], [])
-    same = 0
-    for old, new in zip(kept.ids, ids[:-1], strict=False):
-        if old != new:
-            break
-        same += 1
-    return Prefix(kept.ids[:same], [(keys[:, :same], values[:, :same]) for keys, values in kept.layers] if same else [])
+    return Prefix(best.ids[:same], [(keys[:, :same], values[:, :same]) for keys, values in best.layers])
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

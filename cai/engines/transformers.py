@@ -5,8 +5,8 @@ calls are answered at once by the forward pass that reads their prompt; the othe
 each with its own sampling and its own seed, and leave it when they are done. So no call waits for the longest of a
 batch.
 
-What a row's last call has put into the key-value cache is kept for a while, and its next call, whose prompt begins with
-the same tokens, only reads the rest.
+What a row's last calls have put into the key-value cache is kept for a while, and its next call, whose prompt begins
+with the same tokens, only reads the rest.
 """
 
 import asyncio
@@ -31,6 +31,8 @@ from cai.errors import BadInput, RequestRefused, brief
 # Tokens of finished calls whose keys and values are kept for the next call of their rows. A few hundred MB for a small
 # model, a few GB for one of eight billion parameters.
 KEPT_TOKENS = 32_768
+# Of one row: its generation, and the two answers that are judged, each in its own conversation or order.
+KEPT_OF_A_ROW = 4
 
 
 @dataclass(eq=False, slots=True)
@@ -76,7 +78,7 @@ class TransformersEngine:
         await asyncio.to_thread(self._load)
         self._live: list[_Call] = []
         self._cache: Any = None
-        self._kept: OrderedDict[str, Prefix] = OrderedDict()
+        self._kept: OrderedDict[str, list[Prefix]] = OrderedDict()
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
         return self
@@ -168,7 +170,7 @@ class TransformersEngine:
 
     def _admit(self, new: Sequence[_Call]) -> None:
         """Read the prompts of `new`; answer the forced ones, and let the others join the batch."""
-        prefixes = [prefix_of(self._kept.get(call.request.row_id), call.prompt_ids) for call in new]
+        prefixes = [prefix_of(self._kept.get(call.request.row_id, ()), call.prompt_ids) for call in new]
         for call, prefix in zip(new, prefixes, strict=True):
             call.cached_tokens = len(prefix.ids)
         rest = [call.prompt_ids[call.cached_tokens :] for call in new]
@@ -177,13 +179,16 @@ class TransformersEngine:
         mask = torch.cat([before, mask], dim=1)
         output = self._forward(ids, mask, cache)
         logits = output.logits[:, -1].float()
-        if new[0].request.choices is not None:
-            for call, row in zip(new, torch.log_softmax(logits, dim=-1).cpu(), strict=True):
-                call.resolve(self._forced(call, row))
-            return
         self._joinable = hasattr(output.past_key_values, "layers") and all(
             type(layer).__name__ == "DynamicLayer" for layer in output.past_key_values.layers
         )
+        if new[0].request.choices is not None:
+            for n, (call, row) in enumerate(zip(new, torch.log_softmax(logits, dim=-1).cpu(), strict=True)):
+                # The first question about an answer has read it for all that follow.
+                if 2 * call.cached_tokens < len(call.prompt_ids):
+                    self._keep(call, output.past_key_values, n, mask[n], call.prompt_ids)
+                call.resolve(self._forced(call, row))
+            return
         self._cache, self._mask = join(self._cache, self._mask if self._live else None, output.past_key_values, mask)
         self._live = [*self._live, *new]
         self._say(logits, new)
@@ -204,7 +209,9 @@ class TransformersEngine:
         stay: list[int] = []
         for n, call in enumerate(self._live):
             if call.said[-1] in self._ends or len(call.said) >= call.request.sampling.max_tokens:
-                self._keep(n, call)
+                # The last token drawn has not been read by the model, so nothing is known of it yet.
+                ids = [*call.prompt_ids, *call.said[:-1]]
+                self._keep(call, self._cache, n, self._mask[n], ids)
                 call.resolve(self._completion(call))
             elif not call.answer.cancelled():
                 stay.append(n)
@@ -217,15 +224,17 @@ class TransformersEngine:
             else:
                 self._cache = None
 
-    def _keep(self, n: int, call: _Call) -> None:
-        """Keep the keys and values of a finished call for the next call of its row; the oldest go first."""
+    def _keep(self, call: _Call, cache: Any, n: int, mask: torch.Tensor, ids: list[int]) -> None:
+        """Keep the keys and values of a finished call for the next calls of its row; the oldest go first.
+
+        They are in row `n` of `cache`, under `mask`, and belong to the tokens `ids`.
+        """
         if not self._joinable:
             return
-        # The last token drawn has not been read by the model, so nothing is known of it yet.
-        ids = [*call.prompt_ids, *call.said[:-1]]
-        self._kept[call.request.row_id] = Prefix.taken(self._cache, n, self._mask[n], ids)
+        others = [one for one in self._kept.get(call.request.row_id, ()) if one.ids != ids[: len(one.ids)]]
+        self._kept[call.request.row_id] = [*others, Prefix.taken(cache, n, mask, ids)][-KEPT_OF_A_ROW:]
         self._kept.move_to_end(call.request.row_id)
-        while sum(len(prefix.ids) for prefix in self._kept.values()) > KEPT_TOKENS:
+        while sum(len(one.ids) for row in self._kept.values() for one in row) > KEPT_TOKENS:
             self._kept.popitem(last=False)
 
     def _make_room(self, new: Sequence[_Call]) -> None:
