@@ -22,7 +22,8 @@ from typing import Any, Literal
 from cai.dataset import Answer, DecidedPair
 from cai.errors import BadInput
 from cai.inputs import ROLES
-from cai.rows import Message, is_text
+from cai.pairs import row_of
+from cai.rows import Message, as_messages, is_text
 from cai.sources import Unreadable, read_records
 from cai.store import Json, Run, open_run
 
@@ -59,7 +60,7 @@ def run_answers(run: Run, which: Literal["final", "all"], clean_answers: bool) -
 
 
 def _answers(row: Json, which: Literal["final", "all"], clean_answers: bool) -> Iterator[Answer | str]:
-    prompt = conversation(row["prompt"])
+    prompt = as_messages(row["prompt"])
     asked = [one for one in row["rounds"] if one["revision"] is not None]
     if not asked:
         yield _response(row, prompt, clean_answers)
@@ -108,7 +109,7 @@ def _decided(run: Run, pair: Json, label: Json, cut_off: set[str]) -> DecidedPai
         return _why_none(label)
     chosen, rejected = ("a", "b") if label["chosen"] == "a" else ("b", "a")
     origin = pair[f"{chosen}_from"]
-    if _row_of(pair, origin) in cut_off and (origin == "response" or origin.startswith("sample-")):
+    if row_of(pair, origin) in cut_off and (origin == "response" or origin.startswith("sample-")):
         return "cut_off"
     likely = label["probability_a"]
     if likely is not None and chosen == "b":
@@ -123,7 +124,7 @@ def _decided(run: Run, pair: Json, label: Json, cut_off: set[str]) -> DecidedPai
             )  # fmt: skip
         likely, margin = 1.0, 0.0
     return DecidedPair(
-        pair["pair_id"], pair["row_id"], conversation(pair["prompt"]), pair[chosen], pair[rejected], origin,
+        pair["pair_id"], pair["row_id"], as_messages(pair["prompt"]), pair[chosen], pair[rejected], origin,
         pair[f"{rejected}_from"], likely, margin, tuple(label["principles"]),
         by_person,
     )  # fmt: skip
@@ -141,14 +142,6 @@ def _cut_off(run: Run) -> set[str]:
     return {row["row_id"] for row in run.records(table, ["row_id", why]) if row[why] == "length"}
 
 
-def _row_of(pair: Json, origin: str) -> str:
-    """The row that one of a pair's answers comes from: of two samples, each is a row of its own."""
-    if not origin.startswith("sample-"):
-        return pair["row_id"]
-    number = origin.removeprefix("sample-")
-    return pair["prompt_id"] if number == "0" else f"{pair['prompt_id']}~{number}"
-
-
 def helpful_answers(source: str) -> Candidates:
     """Helpful answers to mix in: a run's responses, or a file's `messages`, or its `prompt` and `response`.
 
@@ -157,7 +150,7 @@ def helpful_answers(source: str) -> Candidates:
     found = Candidates()
     if Path(source).is_dir():
         for row in open_run(source).records("responses"):
-            prompt = conversation(row["prompt"])
+            prompt = as_messages(row["prompt"])
             cut = row["finish"] == "length"
             found.add("cut_off" if cut else Answer(row["row_id"], prompt, row["response"], "helpful", ()))
     else:
@@ -181,7 +174,7 @@ def _helpful(place: str, record: Json | Unreadable) -> Answer | str:
         given = [*asked, {"role": "assistant", "content": answer}] if isinstance(asked, list) else None
     if not isinstance(given, list) or not all(_is_message(turn) for turn in given):
         return "unusable"
-    messages = conversation(given)
+    messages = as_messages(given)
     if [message.role for message in messages[-2:]] != ["user", "assistant"]:
         return "unusable"
     named = str(record.get("id") or place)
@@ -194,8 +187,3 @@ def _is_message(turn: Any) -> bool:
         return False
     content = turn.get("content")
     return isinstance(content, str) and bool(content.strip()) and is_text(content)
-
-
-def conversation(given: list[Json]) -> tuple[Message, ...]:
-    """Messages as a table holds them, as messages again."""
-    return tuple(Message(turn["role"], turn["content"]) for turn in given)

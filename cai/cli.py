@@ -20,6 +20,7 @@ from cai.constitution import check_constitution, json_schema, load_constitution
 from cai.errors import BadInput, CaiError, CheckFailed
 from cai.files import find_shipped
 from cai.options import chosen, with_settings
+from cai.pairs import row_of
 from cai.pipeline import Finished, pipeline
 from cai.progress import Progress
 from cai.screen import print_constitution, print_dataset, print_outcome, print_report
@@ -240,9 +241,7 @@ def _judged(run: Run, row_id: str) -> list[Json]:
 
 def _names(pair: Json) -> set[str]:
     """The ids by which a pair is found: its own, its prompt's, and those of the rows that its answers come from."""
-    samples = [origin.removeprefix("sample-") for origin in (pair["a_from"], pair["b_from"]) if origin[:7] == "sample-"]
-    rows = {pair["prompt_id"] if number == "0" else f"{pair['prompt_id']}~{number}" for number in samples}
-    return {pair["pair_id"], pair["prompt_id"], pair["row_id"], *rows}
+    return {pair["pair_id"], pair["prompt_id"], pair["row_id"], *(row_of(pair, pair[f"{side}_from"]) for side in "ab")}
 
 
 @cai.group(short_help="Read and check constitutions.")

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cai.ids import file_digest
-from cai.rows import Message
+from cai.rows import MESSAGES, Message, as_turns, schema_of
 from cai.store import Json
 
 Config = Literal["sft", "preference", "reward", "kto"]
@@ -60,34 +60,19 @@ class DecidedPair:
     by_person: bool = False
 
 
-def _messages(*, single: bool = False) -> Any:
-    message = pa.struct([pa.field("role", pa.string(), False), pa.field("content", pa.string(), False)])
-    return message if single else pa.list_(message)
-
-
-def required(*fields: tuple[str, Any]) -> Any:
-    """An Arrow schema in which nothing may be null: a null margin, for one, makes a trainer crash."""
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
-
-
-MESSAGES, MESSAGE = _messages(), _messages(single=True)
 _LINEAGE = (("pair_id", pa.string()), ("row_id", pa.string()), ("principle_ids", pa.list_(pa.string())))
 _PAIR = (
     *(("prompt", MESSAGES), ("chosen", MESSAGES), ("rejected", MESSAGES)),
     ("chosen_probability", pa.float64()),
 )
 
+# Nothing may be null: a null margin, for one, makes a trainer crash.
 DATASET_SCHEMAS: dict[Config, Any] = {
-    "sft": required(("messages", MESSAGES), ("answer_from", pa.string()), *_LINEAGE[1:]),
-    "preference": required(*_PAIR, *_LINEAGE),
-    "reward": required(*_PAIR, ("margin", pa.float64()), *_LINEAGE),
-    "kto": required(("prompt", MESSAGES), ("completion", MESSAGES), ("label", pa.bool_()), *_LINEAGE),
+    "sft": schema_of(("messages", MESSAGES), ("answer_from", pa.string()), *_LINEAGE[1:]),
+    "preference": schema_of(*_PAIR, *_LINEAGE),
+    "reward": schema_of(*_PAIR, ("margin", pa.float64()), *_LINEAGE),
+    "kto": schema_of(("prompt", MESSAGES), ("completion", MESSAGES), ("label", pa.bool_()), *_LINEAGE),
 }
-
-
-def turns(messages: Sequence[Message]) -> list[Json]:
-    """Messages as a table holds them."""
-    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def reply(text: str) -> list[Json]:
@@ -98,7 +83,7 @@ def reply(text: str) -> list[Json]:
 def sft_row(answer: Answer) -> Json:
     """The row of `sft`: the conversation with the answer as its last turn."""
     return {
-        "messages": turns(answer.prompt) + reply(answer.answer),
+        "messages": as_turns(answer.prompt) + reply(answer.answer),
         "answer_from": answer.answer_from,
         "row_id": answer.row_id,
         "principle_ids": list(answer.principle_ids),
@@ -108,7 +93,7 @@ def sft_row(answer: Answer) -> Json:
 def reward_row(pair: DecidedPair) -> Json:
     """The row of `reward`."""
     return {
-        "prompt": turns(pair.prompt),
+        "prompt": as_turns(pair.prompt),
         "chosen": reply(pair.chosen),
         "rejected": reply(pair.rejected),
         "chosen_probability": pair.chosen_probability,

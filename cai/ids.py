@@ -31,6 +31,11 @@ def derived_seed(run_seed: int, row_id: str, round_number: int, purpose: str, pr
     return int(digest([run_seed, row_id, round_number, purpose, principle_id])[:8], 16) & 0x7FFFFFFF
 
 
+def sample_row_id(prompt_id: str, sample: int) -> str:
+    """The id of the row that is the prompt's sample 0, 1, ...: "q7", "q7~1"."""
+    return f"{prompt_id}~{sample}" if sample else prompt_id
+
+
 def first_of_two(pair_id: str) -> bool:
     """Whether a is the first-named of a pair's two answers: in half of the pairs, so that no origin has a place."""
     return int(digest(["a", pair_id])[:8], 16) % 2 == 0

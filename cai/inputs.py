@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from cai.errors import BadInput
-from cai.ids import digest
+from cai.ids import digest, sample_row_id
 from cai.rows import Drop, Message, Pair, Row, is_text
 from cai.sources import Unreadable, kind_of, plain, read_records
 
@@ -66,7 +66,7 @@ class Prompts:
                 check_columns(place, record, ("prompt",), ("id",))
             try:
                 prompt_id, prompt, extra = parse(record, place, copies)
-                row_ids = [f"{prompt_id}~{k}" if k else prompt_id for k in range(self.samples)]
+                row_ids = [sample_row_id(prompt_id, k) for k in range(self.samples)]
                 addresses = {address(row_id) for row_id in row_ids}
                 if addresses & seen:
                     raise BadRecord("duplicate_id", f"the id '{prompt_id}' again", "each id once")

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
-from cai.settings import Settings, load_settings
+from cai.settings import Settings, load_settings, option_of
 
 
 def with_settings(kind: type[Settings]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -20,8 +20,7 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., Any]], Callab
             default = (
                 "" if field.default is None or field.is_required() or multiple else f"  [default: {field.default}]"
             )
-            extra: Any = field.json_schema_extra or {}
-            flag = extra.get("option", f"--{name.replace('_', '-')}")
+            flag = option_of(kind, name)
             command = click.option(
                 f"{flag}/--no-{flag[2:]}" if kind_of is bool else flag,
                 name,

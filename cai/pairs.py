@@ -5,9 +5,9 @@ from itertools import combinations, groupby, pairwise
 from typing import Literal
 
 from cai.errors import BadInput
-from cai.ids import digest, first_of_two
+from cai.ids import digest, first_of_two, sample_row_id
 from cai.inputs import Chunk, content_of
-from cai.rows import Drop, Message, Pair
+from cai.rows import Drop, Pair, as_messages
 from cai.store import Json, Run
 
 Kind = Literal["auto", "revision", "consecutive", "samples", "all"]
@@ -89,6 +89,13 @@ class RunPairs:
                 yield one, first, second
 
 
+def row_of(pair: Json, origin: str) -> str:
+    """The row that one of a pair's answers comes from: of two samples, each is a row of its own."""
+    if not origin.startswith("sample-"):
+        return pair["row_id"]
+    return sample_row_id(pair["prompt_id"], int(origin.removeprefix("sample-")))
+
+
 def made_of(run: Run) -> str:
     """A digest of the rows that a run's pairs are made of, by its manifest."""
     stage = next((stage for table, stage in _TABLES.items() if run.finished_shards(table)), "")
@@ -97,5 +104,5 @@ def made_of(run: Run) -> str:
 
 def _pair(pair_id: str, row: Json, first: tuple[str, str], second: tuple[str, str], position: int) -> Pair:
     a, b = (first, second) if first_of_two(pair_id) else (second, first)
-    prompt = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])
+    prompt = as_messages(row["prompt"])
     return Pair(pair_id, row["row_id"], row["prompt_id"], prompt, a[0], b[0], a[1], b[1], row["source"], position)

@@ -4,6 +4,7 @@ A field appears in the dataclass and in the schema under the same name and in th
 record where they differ. All text is stored as it was read or generated, never trimmed or normalised.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -234,11 +235,23 @@ def is_text(value: str) -> bool:
     return True
 
 
-def _required(*fields: tuple[str, Any]) -> Any:
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
+def as_turns(messages: Iterable[Message]) -> list[dict[str, str]]:
+    """Messages as tables and servers hold them. The token ids are a hint for engines, not data."""
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
-_MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string(), False), pa.field("content", pa.string(), False)]))
+def as_messages(turns: Iterable[Mapping[str, str]]) -> tuple[Message, ...]:
+    """What `as_turns` made, as messages again."""
+    return tuple(Message(turn["role"], turn["content"]) for turn in turns)
+
+
+def schema_of(*fields: tuple[str, Any], nullable: tuple[str, ...] = ()) -> Any:
+    """An Arrow schema of these fields, in which only those that are named may be null."""
+    return pa.schema([pa.field(name, kind, nullable=name in nullable) for name, kind in fields])
+
+
+MESSAGE = pa.struct([pa.field("role", pa.string(), False), pa.field("content", pa.string(), False)])
+MESSAGES = pa.list_(MESSAGE)
 
 _FAILED_TRY = pa.struct(
     [
@@ -272,13 +285,13 @@ _ROW = (
     ("row_id", pa.string()),
     ("prompt_id", pa.string()),
     ("sample", pa.int32()),
-    ("prompt", _MESSAGES),
+    ("prompt", MESSAGES),
     ("source", pa.string()),
     ("extra", pa.string()),
 )
 _TOKENS = (("prompt_tokens", pa.int64()), ("cached_tokens", pa.int64()), ("completion_tokens", pa.int64()))
 
-RESPONSES = _required(
+RESPONSES = schema_of(
     *_ROW,
     ("response", pa.string()),
     ("finish", pa.string()),
@@ -289,7 +302,7 @@ RESPONSES = _required(
     *_TOKENS,
 )
 
-TRAJECTORIES = _required(
+TRAJECTORIES = schema_of(
     *_ROW,
     ("response", pa.string()),
     ("response_finish", pa.string()),
@@ -307,11 +320,11 @@ TRAJECTORIES = _required(
     *_TOKENS,
 )
 
-PAIRS = _required(
+PAIRS = schema_of(
     ("pair_id", pa.string()),
     ("row_id", pa.string()),
     ("prompt_id", pa.string()),
-    ("prompt", _MESSAGES),
+    ("prompt", MESSAGES),
     ("a", pa.string()),
     ("b", pa.string()),
     ("a_from", pa.string()),
@@ -320,48 +333,46 @@ PAIRS = _required(
     ("position", pa.int64()),
 )
 
-VERDICTS = pa.schema(
-    [
-        pa.field("pair_id", pa.string(), nullable=False),
-        pa.field("principle_id", pa.string(), nullable=False),
-        pa.field("order", pa.string(), nullable=False),
-        pa.field("mode", pa.string(), nullable=False),
-        pa.field("probability_a", pa.float64()),
-        pa.field("logprob_a", pa.float64()),
-        pa.field("logprob_b", pa.float64()),
-        pa.field("letter_mass", pa.float64()),
-        pa.field("reasoning", pa.string()),
-        pa.field("raw", pa.string(), nullable=False),
-        pa.field("calls", pa.list_(pa.string()), nullable=False),
-        pa.field("judge", pa.string(), nullable=False),
-        pa.field("templates_sha", pa.string(), nullable=False),
-    ]
+VERDICTS = schema_of(
+    ("pair_id", pa.string()),
+    ("principle_id", pa.string()),
+    ("order", pa.string()),
+    ("mode", pa.string()),
+    ("probability_a", pa.float64()),
+    ("logprob_a", pa.float64()),
+    ("logprob_b", pa.float64()),
+    ("letter_mass", pa.float64()),
+    ("reasoning", pa.string()),
+    ("raw", pa.string()),
+    ("calls", pa.list_(pa.string())),
+    ("judge", pa.string()),
+    ("templates_sha", pa.string()),
+    nullable=("probability_a", "logprob_a", "logprob_b", "letter_mass", "reasoning"),
 )
 
-LABELS = pa.schema(
-    [
-        pa.field("pair_id", pa.string(), nullable=False),
-        pa.field("row_id", pa.string(), nullable=False),
-        pa.field("probability_a", pa.float64()),
-        pa.field("chosen", pa.string(), nullable=False),
-        pa.field("margin", pa.float64()),
-        pa.field("position_gap", pa.float64()),
-        pa.field("principles", pa.list_(pa.string()), nullable=False),
-        pa.field("agreement", pa.float64()),
-        pa.field("judged", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("reviewed", pa.string()),
-        pa.field("mode", pa.string(), nullable=False),
-        pa.field("judge", pa.string(), nullable=False),
-        pa.field("constitution", pa.string(), nullable=False),
-        pa.field("constitution_sha", pa.string(), nullable=False),
-        pa.field("templates_sha", pa.string(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        *(pa.field(name, kind, nullable=False) for name, kind in _TOKENS),
-    ]
+LABELS = schema_of(
+    ("pair_id", pa.string()),
+    ("row_id", pa.string()),
+    ("probability_a", pa.float64()),
+    ("chosen", pa.string()),
+    ("margin", pa.float64()),
+    ("position_gap", pa.float64()),
+    ("principles", pa.list_(pa.string())),
+    ("agreement", pa.float64()),
+    ("judged", pa.string()),
+    ("reason", pa.string()),
+    ("reviewed", pa.string()),
+    ("mode", pa.string()),
+    ("judge", pa.string()),
+    ("constitution", pa.string()),
+    ("constitution_sha", pa.string()),
+    ("templates_sha", pa.string()),
+    ("seed", pa.int64()),
+    *_TOKENS,
+    nullable=("probability_a", "margin", "position_gap", "agreement", "reviewed"),
 )
 
-DROPS = _required(
+DROPS = schema_of(
     ("row_id", pa.string()),
     ("stage", pa.string()),
     ("reason", pa.string()),

@@ -470,13 +470,22 @@ def load_settings(kind: type[S], config: str | None, given: Mapping[str, Any]) -
             found = one["msg"].removeprefix("Value error, ")
             raise BadInput(str(path or "the settings"), found, "settings that go together", "Mend them.") from None
         name = str(one["loc"][0])
-        option = "--" + name.replace("_", "-") if name != kind.positional else name.upper()
+        option = option_of(kind, name)
         if one["type"] == "missing":
             raise BadInput(option, "nothing", "a value", "Give it on the command line or in --config FILE.") from None
         place = option if name in given or path is None else f"{path}:{lines.get(name, 1)}"
         found = f"{one['input']!r}" + ("" if place == option else f" for '{name}'")
         expected = one["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         raise BadInput(place, found, expected, _described(kind, name)) from None
+
+
+def option_of(kind: type[Settings], name: str) -> str:
+    """What a setting is called on the command line: its option, or the argument in capitals."""
+    if name == kind.positional:
+        return name.upper()
+    field = {**PipelineSettings.model_fields, **kind.model_fields}.get(name)
+    named: Any = (field.json_schema_extra if field is not None else None) or {}
+    return named.get("option", "--" + name.replace("_", "-"))
 
 
 def _described(kind: type[Settings], name: str) -> str:

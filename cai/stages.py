@@ -10,12 +10,12 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from cai.audit import TABLES, cost, count_stage
 from cai.calibrate import judge_figures, reliability_svg, temperature_figures
@@ -45,6 +45,7 @@ from cai.settings import (
     JudgeSettings,
     LabelSettings,
     ReviseSettings,
+    option_of,
 )
 from cai.store import Json, Run, open_run
 from cai.temperature import gather
@@ -137,8 +138,8 @@ async def calibrate_stage(settings: CalibrateSettings, watch: Watch) -> Calibrat
     gold = GoldPairs(settings.gold, settings.limit, settings.strict)
     gold.look()
     constitution = load_constitution(settings.constitution)
-    folder = _folder(settings, constitution, settings.gold)
-    stage, work = _judging("calibrate", settings, folder, constitution, settings.shard_rows)
+    stage, work = _judging("calibrate", settings, settings.out, constitution, settings.shard_rows)
+    stage = _in_its_folder(stage, settings, settings.gold)
     return _measured(await _run(stage, gold, work, tables, watch), constitution)
 
 
@@ -146,8 +147,8 @@ async def constitution_stage(settings: ConstitutionTestSettings, watch: Watch) -
     """Judge a constitution's own examples, each by its principle. Raises BadInput, EngineGaveUp."""
     constitution = load_constitution(settings.constitution)
     examples = ConstitutionPairs(constitution)
-    folder = _folder(settings, constitution, settings.constitution)
-    stage, work = _judging("calibrate", settings, folder, constitution, principles=examples.principles)
+    stage, work = _judging("calibrate", settings, settings.out, constitution, principles=examples.principles)
+    stage = _in_its_folder(stage, settings, settings.constitution)
     outcome = await _run(stage, examples, work, tables, watch)
     return _measured(outcome, constitution)
 
@@ -172,11 +173,10 @@ def repeat(command: str, settings: ExportSettings) -> str:
     """The command that means these settings, for a person to give again."""
     told = [getattr(settings, settings.positional)]
     for name, field in type(settings).model_fields.items():
-        value, extra = getattr(settings, name), cast("dict[str, Any]", field.json_schema_extra or {})
-        option = extra.get("option", "--" + name.replace("_", "-"))
+        value: Any = getattr(settings, name)
         if name != settings.positional and value != field.default:
             for one in value if isinstance(value, tuple) else (value,):
-                told += [option, str(one)]
+                told += [option_of(type(settings), name), str(one)]
     return shlex.join([*command.split(), *told])
 
 
@@ -192,14 +192,14 @@ def check_judge(figures: Json, settings: GoldSettings) -> None:
         raise CheckFailed(f"{flips} of the judge's verdicts flip with the order, over --max-flip {settings.max_flip}")
 
 
-def _folder(settings: GoldSettings, constitution: Constitution, gold: str) -> str:
-    """Where verdicts on gold go: a folder of their own for each set of settings, texts and pairs, if none is given."""
+def _in_its_folder(stage: "_Stage", settings: GoldSettings, gold: str) -> "_Stage":
+    """Verdicts on gold go to a folder of their own for each set of settings, texts and pairs, if none is given."""
     if settings.out is not None:
-        return settings.out
+        return stage
     told = settings.model_dump(mode="json", include={*settings.compared(), "model", "endpoint", "limit"})
-    templates = load_templates(settings.templates, names=JUDGE[settings.judge_mode])
     pairs = [gold, file_digest(Path(gold)) if Path(gold).is_file() else None]
-    return f"data/runs/calibrate-{digest([told, constitution.sha, templates.sha, pairs])[:12]}"
+    name = digest([told, stage.texts["constitution_sha"], stage.texts["templates_sha"], pairs])[:12]
+    return replace(stage, out=f"data/runs/calibrate-{name}")
 
 
 def _measured(outcome: Outcome, constitution: Constitution) -> Calibration:
@@ -213,7 +213,7 @@ def _measured(outcome: Outcome, constitution: Constitution) -> Calibration:
 
 
 def _judging(
-    name: str, settings: JudgeSettings, out: str, constitution: Constitution,
+    name: str, settings: JudgeSettings, out: str | None, constitution: Constitution,
     shard_rows: int = 256, principles: Mapping[str, tuple[str, ...]] | None = None,
 ) -> tuple["_Stage", Work]:  # fmt: skip
     """A stage in which pairs are judged, and its work."""
@@ -226,7 +226,7 @@ def _judging(
         judge, judge=judging, constitution=constitution, templates=templates, method=settings.judging(),
         principles=principles,
     )  # fmt: skip
-    return _Stage(name, settings, out, {"judge": judging}, texts, copies, shard_rows), work
+    return _Stage(name, settings, out or "", {"judge": judging}, texts, copies, shard_rows), work
 
 
 class Source(Protocol):
@@ -269,16 +269,16 @@ def _open(specs: Iterable[Spec]) -> dict[Spec, Engine]:
 
 async def _run(
     stage: _Stage, source: Source, work: Work, tables: Tables, watch: Watch,
-    amend: Callable[[Run], bool] | None = None, replace: bool = False,
+    amend: Callable[[Run], bool] | None = None, anew: bool = False,
 ) -> Outcome:  # fmt: skip
     """Do what is still to do. `amend` has the last word on the finished tables, and says whether it changed them."""
     belongs = stage.belongs()
     begun = time.monotonic()
     with Run(Path(stage.out)) as run:
         _refuse_other_tables(run, stage)
-        if not replace:
+        if not anew:
             _refuse_other_settings(run, stage, belongs)
-        plan = await _plan(run, stage, digest(belongs), source, replace)
+        plan = await _plan(run, stage, digest(belongs), source, anew)
         tally = Tally()
         watch.begin(stage.name, plan.rows, plan.finished_rows)
         try:
@@ -342,10 +342,10 @@ class _Plan:
         return bool(self.open_chunks or self.gone)
 
 
-async def _plan(run: Run, stage: _Stage, settings_sha: str, source: Source, replace: bool) -> _Plan:
+async def _plan(run: Run, stage: _Stage, settings_sha: str, source: Source, anew: bool) -> _Plan:
     """Read the whole input once and compare it with the shards that are there, before anything is written or asked.
 
-    Other rows than a shard was made of are an error, or with `replace` a reason to make it anew.
+    Other rows than a shard was made of are an error, or with `anew` a reason to make it once more.
     """
     tables = TABLES[stage.name]
     rows, finished_rows, good = 0, 0, 0
@@ -359,7 +359,7 @@ async def _plan(run: Run, stage: _Stage, settings_sha: str, source: Source, repl
         rows, good = rows + len(chunk.items), good + len(chunk.items) - len(drops)
         shas.append(chunk.sha)
         mark = run.mark(stage.name, tables, chunk.index)
-        if mark is not None and not replace:
+        if mark is not None and not anew:
             if len(mark.inputs) > len(chunk.digests):
                 raise _too_few(stage, source.spec, rows)
             if mark.inputs != chunk.digests[: len(mark.inputs)]:
@@ -376,7 +376,7 @@ async def _plan(run: Run, stage: _Stage, settings_sha: str, source: Source, repl
         found, _, expected = problem.rpartition(", expected ")
         raise BadInput(place, found, expected, f"None of the {rows} records can be used; this is the first.")
     gone = [index for index in run.finished_shards(tables[-1]) if index >= len(shas)]
-    if gone and not replace:
+    if gone and not anew:
         raise _too_few(stage, source.spec, rows)
     return _Plan(rows, good, finished_rows, open_chunks, gone, digest(shas))
 

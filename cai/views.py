@@ -14,18 +14,16 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from cai.dataset import (
-    MESSAGE,
-    MESSAGES,
     SPLITS,
     Tables,
     arrow_table,
     json_text,
-    required,
     write_json_lines,
     write_parquet,
     write_text,
 )
 from cai.ids import digest
+from cai.rows import MESSAGE, MESSAGES, schema_of
 from cai.store import Json
 
 Trainer = Literal["trl", "openrlhf", "llama-factory", "axolotl", "verl", "nemo-rl"]
@@ -71,12 +69,12 @@ def write_view(folder: Path, trainer: Trainer, view: View) -> list[Json]:
 
 
 _ROW_ID = ("row_id", pa.string())
-_SFT = required(("messages", MESSAGES), _ROW_ID)
+_SFT = schema_of(("messages", MESSAGES), _ROW_ID)
 
 
 def openrlhf(tables: Tables) -> View:
     """OpenRLHF: prompt and replies as lists of messages, which it joins and renders; the margin for reward models."""
-    schema = required(
+    schema = schema_of(
         *(("prompt", MESSAGES), ("chosen", MESSAGES), ("rejected", MESSAGES)), ("margin", pa.float64()), _ROW_ID
     )
     view = View()
@@ -126,7 +124,7 @@ def llama_factory(tables: Tables) -> View:
 
 def axolotl(tables: Tables) -> View:
     """axolotl: `messages` for SFT; for `dpo/chat_template.default` the prompt as `messages`, and single replies."""
-    schema = required(("messages", MESSAGES), ("chosen", MESSAGE), ("rejected", MESSAGE), _ROW_ID)
+    schema = schema_of(("messages", MESSAGES), ("chosen", MESSAGE), ("rejected", MESSAGE), _ROW_ID)
     view = View()
     for split in SPLITS:
         pairs = [
@@ -145,10 +143,10 @@ def verl(tables: Tables) -> View:
     Its reward-model dataset takes text and renders nothing, so a conversation is written out as Human and Assistant, as
     in Bai et al. 2022; a model that is scored later must be shown the same form.
     """
-    text = required(("prompt", pa.string()), ("chosen", pa.string()), ("rejected", pa.string()), _ROW_ID)
+    text = schema_of(("prompt", pa.string()), ("chosen", pa.string()), ("rejected", pa.string()), _ROW_ID)
     style = pa.struct([pa.field("style", pa.string(), False), pa.field("ground_truth", pa.string(), False)])
     where = pa.struct([pa.field("split", pa.string(), False), pa.field("index", pa.int64(), False)])
-    prompts = required(
+    prompts = schema_of(
         *(("data_source", pa.string()), ("prompt", MESSAGES), ("ability", pa.string())),
         *(("reward_model", style), ("extra_info", where)),
     )

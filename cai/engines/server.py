@@ -22,7 +22,7 @@ from openai.types.chat import ChatCompletion
 from cai.engines import Completion, Request, Spec
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
 from cai.ids import digest
-from cai.rows import is_text
+from cai.rows import as_turns, is_text
 
 # Enough to find two given words among the likeliest first tokens; more is refused by common servers.
 TOP_LOGPROBS = 20
@@ -133,7 +133,7 @@ class ServerEngine:
         forced = request.choices is not None
         if self._spec.send_seed and not forced and request.sampling.temperature > 0:
             options["seed"] = request.seed
-        messages: Any = [{"role": message.role, "content": message.content} for message in request.messages]
+        messages: Any = as_turns(request.messages)
         try:
             answer: Any = await client.chat.completions.create(
                 model=self._served,
