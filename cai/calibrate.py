@@ -22,7 +22,7 @@ from cai.scores import (
     share,
 )
 from cai.store import Json
-from cai.temperature import Aggregate, GoldEvidence, cross_fitted, fit_temperature
+from cai.temperature import Aggregate, GoldEvidence, cross_fitted, fit_temperature, soft_labels
 
 FEWEST_TO_FIT = 20
 
@@ -148,7 +148,7 @@ def temperature_figures(gold: Sequence[GoldEvidence], probability: Aggregate) ->
     if len(gold) < FEWEST_TO_FIT:
         return None
     fit, others = fit_temperature(gold, probability), cross_fitted(gold, probability)
-    before = [(probability(one.evidence, 1.0), one.a_is_better) for one in gold]
+    before = soft_labels(gold, probability, 1.0)
     bins = reliability_bins(others)
     return _rounded(
         {

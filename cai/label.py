@@ -167,9 +167,8 @@ def label(verdicts: Sequence[Verdict], weights: Mapping[str, float], rule: Rule)
     total = math.fsum(weights[name] for name in leans)
     if not leans or total < rule.min_readable * math.fsum(weights[name] for name in by_principle):
         return Told(None, "none", None, None, None, "too_few_readable")
-    means = {name: math.fsum(group) / len(group) for name, group in leans.items()}
-    mean = _rounded(math.fsum(weights[name] * means[name] for name in means) / total)
-    agreement = math.fsum(weights[name] for name in means if means[name] * mean > 0) / total
+    mean = _mean([(weights[name], group) for name, group in leans.items()])
+    agreement = math.fsum(weights[name] for name, group in leans.items() if math.fsum(group) * mean > 0) / total
     gap: float | None = None
     sides = 1.0
     if verdicts[0].order != "none":
@@ -190,9 +189,13 @@ def label(verdicts: Sequence[Verdict], weights: Mapping[str, float], rule: Rule)
 def soft_label(evidence: Sequence[tuple[float, Sequence[float]]], temperature: float) -> float:
     """The probability of a: the weighted mean over principles and orders. `evidence` has each principle's weight, and
     the log-odds of a in each order."""
-    total = math.fsum(weight for weight, _ in evidence)
-    leans = [(weight, math.fsum(lean(one, temperature) for one in group) / len(group)) for weight, group in evidence]
-    return 0.5 + _rounded(math.fsum(weight * one for weight, one in leans) / total)
+    return 0.5 + _mean([(weight, [lean(one, temperature) for one in group]) for weight, group in evidence])
+
+
+def _mean(leans: Sequence[tuple[float, Sequence[float]]]) -> float:
+    """The weighted mean over principles, of the plain mean over each one's orders."""
+    total = math.fsum(weight for weight, _ in leans)
+    return _rounded(math.fsum(weight * math.fsum(group) / len(group) for weight, group in leans) / total)
 
 
 def lean(log_odds: float, temperature: float) -> float:
@@ -270,8 +273,7 @@ async def _compare(
     logprobs = read.logprobs
     if logprobs is not None and order == "ba":
         logprobs = logprobs[1], logprobs[0]
-    bound = method.clamp if method.mode == "reasoned" else 0.5
-    return _answer(method, read.mode(method.mode), logprobs, read.mass, bound, reasoning, read.raw, (*keys, *read.keys))
+    return _answer(method, read.sampled, logprobs, read.mass, reasoning, read.raw, (*keys, *read.keys))
 
 
 async def _alone(
@@ -288,17 +290,19 @@ def _apart(a: "_Read", b: "_Read", method: Judging) -> _Answer:
     odds: tuple[float, float] | None = None
     if a.logprobs is not None and b.logprobs is not None:
         odds = a.logprobs[0] - a.logprobs[1], b.logprobs[0] - b.logprobs[1]
-    mode = "sampled" if a.sampled or b.sampled else "pointwise"
-    return _answer(method, mode, odds, min(a.mass, b.mass), 0.5, None, f"{a.raw} / {b.raw}", (*a.keys, *b.keys))
+    raw, keys = f"{a.raw} / {b.raw}", (*a.keys, *b.keys)
+    return _answer(method, a.sampled or b.sampled, odds, min(a.mass, b.mass), None, raw, keys)
 
 
 def _answer(
-    method: Judging, mode: str, ab: tuple[float, float] | None, mass: float, bound: float,
+    method: Judging, sampled: bool, ab: tuple[float, float] | None, mass: float,
     reasoning: str | None, raw: str, calls: tuple[str, ...],
 ) -> _Answer:  # fmt: skip
-    """The verdict that the log-odds of a against b make; `bound` is how far its probability may lie from 0.5."""
+    """The verdict that the log-odds of a against b make."""
+    mode = "sampled" if sampled else method.mode
     if ab is None or not mass >= method.min_mass:
         return _Answer(mode, None, *(ab or (None, None)), mass, reasoning, raw, calls)
+    bound = method.clamp if method.mode == "reasoned" else 0.5
     lean = _rounded(max(-bound, min(bound, math.tanh((ab[0] - ab[1]) / 2) / 2)))
     return _Answer(mode, 0.5 + lean, *ab, mass, reasoning, raw, calls)
 
@@ -312,9 +316,6 @@ class _Read:
     sampled: bool
     raw: str
     keys: tuple[str, ...]
-
-    def mode(self, asked: str) -> str:
-        return "sampled" if self.sampled else asked
 
 
 async def _read(

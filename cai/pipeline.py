@@ -1,6 +1,8 @@
 """The whole pipeline in one go: is the judge good enough? then revise, label, export."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cai.candidates import helpful_answers
@@ -8,7 +10,7 @@ from cai.export import KIND
 from cai.folder import refuse_other_files
 from cai.hygiene import read_evaluation
 from cai.runner import Watch
-from cai.settings import PipelineSettings
+from cai.settings import CalibrateSettings, ExportSettings, LabelSettings, PipelineSettings, ReviseSettings
 from cai.stages import Dataset, Outcome, calibrate_stage, check_judge, export_stage, label_stage, revise_stage
 from cai.templates import JUDGE, load_templates
 
@@ -33,16 +35,37 @@ def check(settings: PipelineSettings) -> None:
         helpful_answers(exporting.helpful)
 
 
-async def pipeline(settings: PipelineSettings, watch: Watch) -> Finished:
-    """Every stage, one after another; each goes on where it stopped. Raises what they raise.
+async def in_order(
+    settings: PipelineSettings,
+    measure: Callable[[CalibrateSettings], Awaitable[object]],
+    revise: Callable[[ReviseSettings], Awaitable[Outcome]],
+    label: Callable[[LabelSettings], Awaitable[Outcome]],
+    export: Callable[[ExportSettings], Awaitable[Dataset]],
+) -> Finished:
+    """The stages that are given, one after another; each goes on where it stopped. Raises what they raise.
 
-    With gold pairs the judge is measured before anything is spent: CheckFailed if it is under the bar.
+    With gold pairs the judge is measured before anything is spent: `measure` raises CheckFailed if it is under the bar.
     """
     check(settings)
     gold = settings.calibrating()
     if gold is not None:
+        await measure(gold)
+    revised = await revise(settings.revising())
+    labelled = await label(settings.labelling())
+    return Finished(revised, labelled, await export(settings.exporting()))
+
+
+async def pipeline(settings: PipelineSettings, watch: Watch) -> Finished:
+    """Every stage in this process, see `in_order`."""
+
+    async def good_enough(gold: CalibrateSettings) -> None:
         measured = await calibrate_stage(gold, watch)
         check_judge(measured.figures, gold)
-    revised = await revise_stage(settings.revising(), watch)
-    labelled = await label_stage(settings.labelling(), watch)
-    return Finished(revised, labelled, await export_stage(settings.exporting(), watch))
+
+    return await in_order(
+        settings,
+        good_enough,
+        partial(revise_stage, watch=watch),
+        partial(label_stage, watch=watch),
+        partial(export_stage, watch=watch),
+    )

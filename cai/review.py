@@ -89,7 +89,7 @@ def review(run: Run, answers: Mapping[str, Reviewed], share: float, seed: int) -
 
     Answers given before stay, unless `answers` has others. Returns whether a label has changed.
     """
-    given = _given(run) | {pair_id: one.answer for pair_id, one in answers.items()}
+    given = _answers(run.folder / "reviews.jsonl") | {pair_id: one.answer for pair_id, one in answers.items()}
     if answers:
         lines = [json.dumps({"pair_id": pair_id, "answer": given[pair_id]}) + "\n" for pair_id in sorted(given)]
         write_atomically(run.folder / "reviews.jsonl", "".join(lines).encode())
@@ -110,17 +110,9 @@ def _reviewed(label: Label, answer: str | None) -> Label:
     return replace(label, reviewed=answer, chosen=answer or label.judged)
 
 
-def _given(run: Run) -> dict[str, str]:
-    path = run.folder / "reviews.jsonl"
+def _answers(path: Path) -> dict[str, str]:
+    """The answers in a file of ours that may not be there yet. Raises BadInput."""
     return {pair_id: one.answer for pair_id, one in read_review(str(path)).items()} if path.is_file() else {}
-
-
-def _begun(path: Path) -> dict[str, str] | None:
-    """Answers that stand in a review.jsonl and were not applied yet; None if it is not to be read, and so not ours."""
-    try:
-        return {pair_id: one.answer for pair_id, one in read_review(str(path)).items()} if path.is_file() else {}
-    except BadInput:
-        return None
 
 
 def _write_questions(run: Run, given: Mapping[str, str], share: float, seed: int) -> None:
@@ -139,8 +131,9 @@ def _write_questions(run: Run, given: Mapping[str, str], share: float, seed: int
             strata.setdefault((won, min(3, int(row["margin"]))), []).append(row["pair_id"])
     for pair_ids in strata.values():
         asked.update(sorted(pair_ids, key=lambda one: _rank(seed, one))[: math.ceil(share * len(pair_ids))])
-    begun = _begun(run.folder / "review.jsonl")
-    if begun is None:  # somebody is writing in it: leave it to them
+    try:
+        begun = _answers(run.folder / "review.jsonl")  # filled in, and not applied yet
+    except BadInput:  # somebody is writing in it: leave it to them
         return
     asked |= begun.keys()
     filled = {**begun, **given}

@@ -246,36 +246,40 @@ class JudgeSettings(EngineSettings):
         )
 
 
-class LabelSettings(JudgeSettings):
-    """Judge pairs of a run's answers against a constitution: pairs, verdicts, labels."""
+class Labelling(BaseModel):
+    """Which pairs are judged, and which of them people are asked about."""
 
-    positional: ClassVar[str] = "run"
-
-    run: Name = Field(description="Folder of a finished run of cai revise or cai generate; the labels go into it.")
     pairs: Kind = Field(
         default="auto",
         description="Response against final revision, consecutive revisions, two samples, or all of these; auto: "
         "revision where there are trajectories, else samples.",
     )
-    constitution: str | None = Field(
-        default=None, description="A constitution file or name; default: the one that the run was revised with."
-    )
-    limit: int | None = Field(default=None, ge=1, description="Read only so many rows of the run.")
     review_share: float = Field(
         default=0.05, ge=0, le=1, description="Share of the clear pairs that goes to review.jsonl with the unclear."
-    )
-    apply_review: str | None = Field(
-        default=None, description="A review.jsonl with people's answers: they come before the judge's."
     )
     replace: bool = Field(
         default=False, description="Replace labels that were made with other settings; finished calls are kept."
     )
 
 
-class GoldSettings(JudgeSettings):
-    """How a judge is measured on pairs of which the better answer is known."""
+class LabelSettings(Labelling, JudgeSettings):
+    """Judge pairs of a run's answers against a constitution: pairs, verdicts, labels."""
 
-    out: str | None = Field(default=None, description="Folder for the verdicts; default: one of its own per setting.")
+    positional: ClassVar[str] = "run"
+
+    run: Name = Field(description="Folder of a finished run of cai revise or cai generate; the labels go into it.")
+    constitution: str | None = Field(
+        default=None, description="A constitution file or name; default: the one that the run was revised with."
+    )
+    limit: int | None = Field(default=None, ge=1, description="Read only so many rows of the run.")
+    apply_review: str | None = Field(
+        default=None, description="A review.jsonl with people's answers: they come before the judge's."
+    )
+
+
+class JudgeBar(JudgeSettings):
+    """How good a judge has to be."""
+
     min_accuracy: float | None = Field(default=None, ge=0, le=1, description="Exit 1 under this accuracy.")
     min_decided: float = Field(
         default=0.3, ge=0, le=1, description="Share of the pairs that must be decided for --min-accuracy to hold."
@@ -287,6 +291,12 @@ class GoldSettings(JudgeSettings):
         if self.max_flip is not None and self.judge_mode == "pointwise":
             raise ValueError("max_flip with judge_mode pointwise, which has no order")
         return self
+
+
+class GoldSettings(JudgeBar):
+    """How a judge is measured on pairs of which the better answer is known."""
+
+    out: str | None = Field(default=None, description="Folder for the verdicts; default: one of its own per setting.")
 
 
 class ConstitutionTestSettings(GoldSettings):
@@ -373,7 +383,7 @@ class ExportSettings(Exporting):
     seed: int = Field(default=0, ge=0, lt=2**63, description="Splits and shares are derived from it.")
 
 
-class PipelineSettings(ReviseSettings, JudgeSettings, Exporting):
+class PipelineSettings(ReviseSettings, Labelling, JudgeBar, Exporting):
     """The whole pipeline: revise, label, export. Before that, if gold is given: is the judge good enough?"""
 
     positional: ClassVar[str] = "prompts"
@@ -381,27 +391,11 @@ class PipelineSettings(ReviseSettings, JudgeSettings, Exporting):
     dataset: str | None = Field(default=None, description="Folder for the datasets; default: OUT-dataset.")
     judge: str | None = Field(default=None, description="Model that judges; default: the generator.")
     judge_endpoint: Several = Field(default=(), description="Server of the judge; may be given several times.")
-    pairs: Kind = Field(default="auto", description="Which pairs are judged, see cai label.")
-    review_share: float = Field(
-        default=0.05, ge=0, le=1, description="Share of the clear pairs that goes to review.jsonl with the unclear."
-    )
     gold: str | None = Field(default=None, description="Gold pairs that the judge is measured on before anything else.")
     gold_limit: int | None = Field(default=None, ge=1, description="Read only so many gold pairs.")
-    min_accuracy: float | None = Field(
-        default=None, ge=0, le=1, description="Stop if the judge is under this accuracy."
-    )
-    min_decided: float = Field(
-        default=0.3, ge=0, le=1, description="Share of the gold pairs that must be decided for that."
-    )
-    max_flip: float | None = Field(default=None, ge=0, le=1, description="Stop if more verdicts flip with the order.")
-    replace: bool = Field(
-        default=False, description="Replace labels that were made with other settings; finished calls are kept."
-    )
 
     @model_validator(mode="after")
-    def _bars_fit(self) -> Self:
-        if self.max_flip is not None and self.judge_mode == "pointwise":
-            raise ValueError("max_flip with judge_mode pointwise, which has no order")
+    def _stages_fit(self) -> Self:
         if self.pairs == "samples" and self.samples < 2:
             raise ValueError("pairs of samples with one sample per prompt")
         if self.gold is None and (self.min_accuracy is not None or self.max_flip is not None):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cai.gold import a_is_gold
 from cai.ids import digest
 from cai.label import log_odds
-from cai.scores import Soft, expected_calibration_error, log_loss, reliability_bins
+from cai.scores import Soft, log_loss
 from cai.store import Json
 
 COOLEST, HOTTEST = 0.05, 20.0
@@ -76,7 +76,7 @@ def fit_temperature(gold: Sequence[GoldEvidence], probability: Aggregate) -> Fit
         raise ValueError("no pairs to fit a temperature to")
 
     def loss(log_temperature: float) -> float:
-        return log_loss(_soft(gold, probability, math.exp(log_temperature)))
+        return log_loss(soft_labels(gold, probability, math.exp(log_temperature)))
 
     def by_loss(log_temperature: float) -> tuple[float, float]:
         return loss(log_temperature), abs(log_temperature)  # of equals the one nearest to no change
@@ -108,7 +108,8 @@ def _golden(loss: Callable[[float], float], low: float, high: float) -> float:
     return (low + high) / 2
 
 
-def _soft(gold: Iterable[GoldEvidence], probability: Aggregate, temperature: float) -> list[Soft]:
+def soft_labels(gold: Iterable[GoldEvidence], probability: Aggregate, temperature: float) -> list[Soft]:
+    """Each pair's probability of a under one temperature, with what people said."""
     return [(probability(one.evidence, temperature), one.a_is_better) for one in gold]
 
 
@@ -124,8 +125,3 @@ def cross_fitted(gold: Sequence[GoldEvidence], probability: Aggregate) -> list[S
         for number in set(fold.values())
     }
     return [(probability(one.evidence, fitted[fold[one.pair_id]]), one.a_is_better) for one in gold]
-
-
-def cross_fitted_ece(gold: Sequence[GoldEvidence], probability: Aggregate) -> float | None:
-    """The calibration error to expect on new pairs, see `cross_fitted`. Raises ValueError if all are in one fold."""
-    return expected_calibration_error(reliability_bins(cross_fitted(gold, probability)))

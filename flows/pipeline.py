@@ -6,7 +6,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from cai.cli import print_finished
-from cai.pipeline import Finished, check
+from cai.pipeline import Finished, in_order
 from cai.settings import CalibrateSettings, PipelineSettings
 from cai.stages import Outcome, calibrate_stage, check_judge
 from flows.export import dataset
@@ -29,15 +29,8 @@ async def good_enough(settings: CalibrateSettings) -> Outcome:
 @parameters_of(PipelineSettings)
 async def pipeline(**parameters: Any) -> Finished:
     """Answer prompts, revise the answers, judge pairs of them, and write training datasets with a card."""
-    settings = PipelineSettings(**parameters)
-    check(settings)
     await load_api_key()
-    gold = settings.calibrating()
-    if gold is not None:
-        await good_enough(gold)
-    revised = await trajectories(settings.revising())
-    labelled = await labels(settings.labelling())
-    return Finished(revised, labelled, await dataset(settings.exporting()))
+    return await in_order(PipelineSettings(**parameters), good_enough, trajectories, labels, dataset)
 
 
 if __name__ == "__main__":
