@@ -85,12 +85,12 @@ def count_labels(run: Run) -> Json:
     for row in run.records("verdicts", ["pair_id", "principle_id", "probability_a", "letter_mass", "mode"]):
         group = principles.setdefault(row["principle_id"], Counter())
         mass: Any = row["letter_mass"] or 0.0
-        group.update(verdicts=1, mass=mass, sampled=row["mode"] == "sampled")
+        group.update(verdicts=1, mass=mass, sampled=int(row["mode"] == "sampled"))
         if row["probability_a"] is None:
             group["unread"] += 1
         else:
             side = "a" if row["probability_a"] > 0.5 else "b" if row["probability_a"] < 0.5 else ""
-            group.update(decided=decided.get(row["pair_id"]) == side, apart=abs(row["probability_a"] - 0.5))
+            group.update(decided=int(decided.get(row["pair_id"]) == side), apart=abs(row["probability_a"] - 0.5))
     return {
         "decided": chosen["a"] + chosen["b"],
         "undecided_by_reason": {reason: reasons[reason] for reason in REASONS if reasons[reason]},

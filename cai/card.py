@@ -7,6 +7,7 @@ models is escaped or fenced, so that it cannot become Markdown.
 import html
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -24,20 +25,21 @@ _WHAT: dict[Config, str] = {
     "kto": "single answers that are good or not (`prompt`, `completion`, `label`)",
 }
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-_MOST_SMOOTHING = 0.45  # the robust loss divides by 1 - 2 x smoothing
+_SMOOTHING = (0.001, 0.45)  # `exo_pair` takes no zero; at a half, nothing is left to learn
+_FEW_ROWS = 200
 
 
 def card(manifest: Json, constitutions: Sequence[Constitution]) -> str:
     """The card as Markdown, with the YAML in front that makes `load_dataset(DIR, config)` work."""
     sections = [
         *_what(manifest),
+        *_before(manifest),
+        *_use(manifest),
         *_how(manifest),
-        *_constitution(manifest, constitutions),
         *_rates(manifest),
         *_style(manifest),
         *_left_out(manifest),
-        *_use(manifest),
-        *_limits(manifest),
+        *_constitution(manifest, constitutions),
         *_again(manifest),
     ]
     return f"---\n{_front(manifest)}---\n\n" + "\n".join(sections) + "\n"
@@ -46,7 +48,8 @@ def card(manifest: Json, constitutions: Sequence[Constitution]) -> str:
 def smoothing(manifest: Json) -> float:
     """The label smoothing that fits: the share of labels that are wrong if the judge's probabilities are right."""
     mean = manifest["mean_chosen_probability"]
-    return 0.0 if mean is None else min(_MOST_SMOOTHING, round(1 - mean, 3))
+    least, most = _SMOOTHING
+    return least if mean is None else max(least, min(most, round(1 - mean, 3)))
 
 
 def _front(manifest: Json) -> str:
@@ -56,6 +59,7 @@ def _front(manifest: Json) -> str:
     configs: list[Json] = [
         {
             "config_name": config,
+            **({"default": True} if config == there[0] else {}),
             "data_files": [
                 {"split": split, "path": f"{config}/{split}-*.parquet"}
                 for split in SPLITS
@@ -67,6 +71,7 @@ def _front(manifest: Json) -> str:
     front = {
         "license": manifest["method"]["licence"],
         "pretty_name": "Constitutional AI data",
+        "task_categories": ["text-generation"],
         "tags": ["constitutional-ai", "rlaif", "preference", "synthetic"],
         "size_categories": [next((name for limit, name in _SIZES if total < limit), "n>1M")],
         "configs": configs,
@@ -78,30 +83,96 @@ def _what(manifest: Json) -> Iterator[str]:
     yield "# Constitutional AI data"
     yield ""
     yield (
-        "Answers of a language model to prompts, judged and rewritten by a model against a written constitution "
-        "(Bai et al. 2022, arXiv:2212.08073). No person wrote the answers; persons wrote the constitution below."
+        "Answers of a language model to prompts, which a model has criticised, rewritten and compared by a written "
+        "constitution (Bai et al. 2022, arXiv:2212.08073). No person wrote the answers; people wrote the constitution, "
+        "which stands below."
     )
     yield ""
+    distinct = manifest["distinct_prompts"]
     yield from _table(
-        ("config", "train", "test", "what it holds"),
+        ("config", "train", "test", "prompts", "what a row is"),
         [
-            (f"`{config}`", str(entry["written"]["train"]), str(entry["written"]["test"]), _WHAT[config])
+            (
+                f"`{config}`", str(entry["written"]["train"]), str(entry["written"]["test"]),
+                str(distinct["sft" if config == "sft" else "preference"]), _WHAT[config],
+            )
             for config, entry in manifest["counts"].items()
             if sum(entry["written"].values())
         ],
-    )
+    )  # fmt: skip
     missing = [f"`{name}`" for name, entry in manifest["counts"].items() if not sum(entry["written"].values())]
     if missing:
         yield f"The run had nothing for {', '.join(missing)}."
         yield ""
-    yield (
-        "Each row has `row_id`, and those made of pairs `pair_id`, by which the run tells its story, down to each "
-        "call of a model, and `principle_ids`, the principles that shaped it. `answer_from` says whether an answer is "
-        "a `revision-N`, a `response` that needed none, or a `helpful` one from elsewhere. `chosen_probability` is the "
-        "judge's probability that the chosen answer is the better one; where a person decided against the judge it is "
-        "1, and the margin 0. No prompt, and none that is nearly the same, is in both splits."
-    )
+    if any(entry["written"]["test"] for entry in manifest["counts"].values()):
+        yield "No prompt of the test split, and none that is nearly the same, is in the training split."
+        yield ""
+    yield from _table(("column", "in", "what it says"), _columns(manifest))
+
+
+def _columns(manifest: Json) -> Iterator[tuple[str, str, str]]:
+    there = {name for name, entry in manifest["counts"].items() if sum(entry["written"].values())}
+    by_person = " Where a person decided against the judge it is 1 and the margin 0." if manifest["by_person"] else ""
+    told: tuple[tuple[str, tuple[Config, ...], str], ...] = (
+        ("row_id", CONFIGS, "the answer's row in the run; `~1` marks a second sample. `cai show RUN ROW_ID` tells all "
+         "of it, down to each call of a model; the run itself is not in this folder"),
+        ("pair_id", ("preference", "reward", "kto"), "the pair of answers, in the same way"),
+        ("principle_ids", CONFIGS, "in `sft`: the principles of the critiques that led to the answer; else those that "
+         "the pair was judged by"),
+        ("answer_from", ("sft",), "`revision-N`: rewritten N times; `response`: as it came, since the critic found "
+         "nothing (which is no proof); `helpful`: from elsewhere"),
+        ("chosen_probability", ("preference", "reward"), "the judge's probability that the chosen answer is the "
+         f"better one.{by_person}"),
+        ("margin", ("reward",), "its log-odds: ln(p / (1 - p))"),
+    )  # fmt: skip
+    for name, configs, text in told:
+        where = [f"`{one}`" for one in configs if one in there]
+        if where:
+            yield f"`{name}`", "all" if len(configs) == len(CONFIGS) else ", ".join(where), text
+
+
+def _before(manifest: Json) -> Iterator[str]:
+    """What whoever trains on it should know first."""
+    counts, labels = manifest["counts"], manifest["labels"]
+    total = sum(counts["sft"]["written"].values()) + sum(counts["preference"]["written"].values())
+    yield "## Before you train on it"
     yield ""
+    if total < _FEW_ROWS:
+        yield f"- {total} rows show what such data looks like. They are too few to train anything."
+    yield (
+        "- Prompts, rejected answers and chosen answers too may be harmful: chosen only means better than the other. "
+        "Never imitate rejected answers, and look at a sample of the rest."
+    )
+    pairs = sum(counts["preference"]["written"].values())
+    if pairs:
+        seen = labels["reviewed"]["n"]
+        looked = f"A person looked at {seen} of them. " if seen else "No person has looked at them. "
+        yield f"- A model decided the {pairs} pairs. {looked}`cai calibrate` measures how often such a judge is right."
+        sure = ", ".join(f"{share} at least {bound}" for bound, share in manifest["sure_pairs"].items())
+        yield f"- How sure the judge was: of {pairs} pairs, `chosen_probability` is for {sure}."
+        mass = manifest["mean_letter_mass"]
+        if mass is not None and mass < 0.5:
+            yield (
+                f"- The words that the judge was to choose from had {_percent(mass)} of its probability on average. It "
+                "hardly followed the question: mistrust these labels."
+            )
+    if manifest["sft_rejected"]:
+        yield f"- Answers in `sft` that are the rejected side of a pair, another being better: {manifest['sft_rejected']}."
+    if manifest["method"]["helpful"] is None and any(counts["sft"]["written"].values()):
+        yield "- No helpful answers are mixed in: a model trained on `sft` alone may come to refuse too much."
+    for stage, entry in manifest["run"]["stages"].items():
+        if not entry["finished"]:
+            yield f"- The stage {stage} was not finished when this was exported."
+    yield "- A constitution says what its authors wanted, not what everyone wants."
+    yield "- Refusals are recognised in English only, and words counted where there are spaces between them."
+    yield ""
+
+
+_TOLD = (
+    *("gate", "gate_threshold", "rounds", "principles", "wording", "few_shot", "samples", "temperature", "max_tokens"),
+    *("revision_tries", "failed_revision", "pairs", "judge_mode", "judge_principles", "judge_temperature"),
+    *("tie_band", "min_agreement", "min_mass", "seed"),
+)
 
 
 def _how(manifest: Json) -> Iterator[str]:
@@ -110,61 +181,82 @@ def _how(manifest: Json) -> Iterator[str]:
     rows: list[tuple[str, str]] = []
     for stage, entry in manifest["run"]["stages"].items():
         done = "" if entry["finished"] else " (not finished)"
-        rows += [(f"{stage}{done}: {role}", _code(model)) for role, model in sorted(entry["models"].items())]
-        rows += [(f"{stage}: {name}", _code(text)) for name, text in sorted(entry["texts"].items())]
-        told = (
-            *("gate", "rounds", "principles", "wording", "few_shot", "samples", "temperature", "failed_revision"),
-            *("pairs", "judge_mode", "judge_principles", "judge_temperature", "tie_band", "min_agreement", "seed"),
+        if entry["prompts"]:
+            rows.append((f"{stage}{done}: prompts", f"{_code(entry['prompts']['name'])}, {entry['prompts']['rows']}"))
+        roles: dict[str, list[str]] = {}
+        for role, model in sorted(entry["models"].items()):
+            roles.setdefault(model, []).append(role)
+        rows += [(f"{stage}{done}: {', '.join(names)}", _code(model)) for model, names in roles.items()]
+        texts = [f"{name.removesuffix('_sha')} {text[:12]}" for name, text in sorted(entry["texts"].items())]
+        rows.append(
+            (f"{stage}: digests", _code(", ".join(one for one in texts if not one.startswith("constitution "))))
         )
-        settings = [f"{name} {entry['settings'][name]}" for name in told if name in entry["settings"]]
+        settings = [f"{name} {entry['settings'][name]}" for name in _TOLD if name in entry["settings"]]
         if settings:
-            rows.append((f"{stage}: settings", _plain(", ".join(settings))))
-    rows.append(("sha256 of the run's manifest", _code(manifest["run"]["manifest_sha256"] or "none")))
+            rows.append((f"{stage}: settings", _code(", ".join(settings))))
+    rows.append(("digest of the run's own manifest", _code((manifest["run"]["manifest_sha256"] or "none")[:12])))
     rows.append(("made with", _code(", ".join(f"{name} {number}" for name, number in manifest["versions"].items()))))
     yield from _table(("what", "value"), rows)
+    yield "`cai revise --help` and `cai label --help` explain each setting; whole digests are in `manifest.json`."
+    yield ""
 
 
 def _constitution(manifest: Json, constitutions: Sequence[Constitution]) -> Iterator[str]:
-    yield "## The constitution, and how often each principle decided"
+    yield "## The constitution, and what each principle did"
     yield ""
-    judged, used = manifest["labels"]["verdicts"], manifest["principles"]
-    header = ("principle", "what it asks", "rewrote", "in pairs", "verdicts", "with the label")
-    by_sha = {stage: entry["texts"].get("constitution_sha") for stage, entry in manifest["run"]["stages"].items()}
+    stages = manifest["run"]["stages"]
+    used, header = manifest["principles"], ("principle", "what it asks", *_DEEDS)
+    by_sha = {stage: entry["texts"].get("constitution_sha") for stage, entry in stages.items()}
+    revised = ((stages.get("revise") or {}).get("counts") or {}).get("by_principle", {})
+    every = _Deeds(revised, used["sft"], used["preference"], manifest["labels"]["verdicts"])
     for one in constitutions:
-        yield f"**{_plain(one.name)}** {_plain(one.version)}: {_plain(one.description)} (sha256 `{one.sha}`)"
+        yield (
+            f"**{_plain(one.name)}**, version {_plain(one.version)}: {_plain(one.description)} (sha256 "
+            f"`{one.sha[:12]}`)"
+        )
         yield ""
         # Two constitutions may have a principle of the same name: each is told only what it did itself.
-        revised, judging = one.sha == by_sha.get("revise"), one.sha == by_sha.get("label")
-        rewrote = used["sft"] if revised else {}
-        paired, verdicts = (used["preference"], judged) if judging else ({}, {})
-        mine = {"sft": rewrote, "preference": paired}
-        yield from _table(
-            header,
-            [
-                (_code(principle.id), _plain(principle.statement), *_decided(principle.id, verdicts, mine))
-                for principle in one.principles
-            ],
-        )
+        wrote = (every.revised, every.sft) if one.sha == by_sha.get("revise") else ({}, {})
+        judged = (every.preference, every.verdicts) if one.sha == by_sha.get("label") else ({}, {})
+        mine = _Deeds(*wrote, *judged)
+        rows = [(_code(each.id), _plain(each.statement), *mine.of(each.id)) for each in one.principles]
+        yield from _table(header, rows)
     known = {principle.id for one in constitutions for principle in one.principles}
-    others = sorted({*judged, *used["sft"], *used["preference"]} - known)
+    others = sorted({*every.revised, *every.sft, *every.preference, *every.verdicts} - known)
     if others:
         yield "Principles of which the run kept no text:"
         yield ""
-        yield from _table(header, [(_code(name), "", *_decided(name, judged, used)) for name in others])
+        yield from _table(header, [(_code(name), "", *every.of(name)) for name in others])
     yield (
-        "`rewrote`: rows of `sft` that a critique by this principle led to. `in pairs`: rows of `preference` that it "
+        "`looked at`: how often an answer was held against it. `found broken`: how often it was found broken, and the "
+        "answer criticised. `sft`: rows there that such a critique led to. `pairs`: rows of `preference` that it "
         "judged. `verdicts`: all that the judge gave by it, also on pairs that are not in this dataset (two a pair "
-        "where both orders are asked). `with the label`: how many of these that could be read chose what the label "
-        "chose."
+        "where both orders are asked), and how many of those that could be read sided with the label that they are a "
+        "part of."
     )
     yield ""
 
 
-def _decided(name: str, judged: Json, used: Json) -> tuple[str, ...]:
-    count = judged.get(name, {"asked": 0, "unread": 0, "with_the_label": 0})
-    read = count["asked"] - count["unread"]
-    sided = _percent(count["with_the_label"] / read if read else None)
-    return str(used["sft"].get(name, 0)), str(used["preference"].get(name, 0)), str(count["asked"]), sided
+_DEEDS = ("looked at", "found broken", "sft", "pairs", "verdicts")
+
+
+@dataclass(frozen=True, slots=True)
+class _Deeds:
+    """What principles did, by id: in the rounds of revision, in the two datasets, and as a judge."""
+
+    revised: Json
+    sft: Json
+    preference: Json
+    verdicts: Json
+
+    def of(self, name: str) -> tuple[str, ...]:
+        """One principle's cells under `_DEEDS`."""
+        revised = self.revised.get(name, {"applied": 0, "found_broken": 0})
+        judged = self.verdicts.get(name, {"asked": 0, "unread": 0, "with_the_label": 0})
+        read = judged["asked"] - judged["unread"]
+        sided = f"{judged['asked']}, {judged['with_the_label']} of {read} with the label" if judged["asked"] else "0"
+        looked = (str(revised["applied"]), str(revised["found_broken"]))
+        return *looked, str(self.sft.get(name, 0)), str(self.preference.get(name, 0)), sided
 
 
 def _rates(manifest: Json) -> Iterator[str]:
@@ -173,14 +265,18 @@ def _rates(manifest: Json) -> Iterator[str]:
     rows: list[tuple[str, str]] = []
     for stage, entry in manifest["run"]["stages"].items():
         counts = entry["counts"] or {}
+        unit = "pairs" if stage == "label" else "rows"
         for name in ("read", "kept", "dropped", "changed"):
             if isinstance(counts.get(name), int):
-                rows.append((f"{stage}: rows {name}", str(counts[name])))
+                rows.append((f"{stage}: {unit} {name}", str(counts[name])))
+        rounds = list(counts.get("by_round", {}).values())
+        if rounds:
+            asked, taken = (sum(one[name] for one in rounds) for name in ("revisions_asked", "changed"))
+            rows.append((f"{stage}: revisions asked for, tries included, and taken", f"{asked}, {taken}"))
     labels = manifest["labels"]
     pairs = sum(sum(kind.values()) for kind in labels["won"].values())
     if pairs:
-        rows.append(("pairs that were judged", str(pairs)))
-        rows.append(("decided", f"{labels['decided']} ({_percent(labels['decided'] / pairs)})"))
+        rows.append(("of the pairs judged, decided", f"{labels['decided']} ({_percent(labels['decided'] / pairs)})"))
         rows += [(f"the judge left open: {_plain(name)}", str(n)) for name, n in labels["undecided_by_reason"].items()]
         if labels["reviewed"]["n"]:
             same = _percent(labels["reviewed"]["same"]["value"])
@@ -188,8 +284,11 @@ def _rates(manifest: Json) -> Iterator[str]:
         if labels["mean_position_gap"] is not None:
             rows.append(("mean difference between the two orders of showing a pair", str(labels["mean_position_gap"])))
     if manifest["mean_chosen_probability"] is not None:
-        rows.append(("mean `chosen_probability`", str(manifest["mean_chosen_probability"])))
-    rows += [(f"answers in `sft` from: {_plain(name)}", str(count)) for name, count in manifest["answers"].items()]
+        rows.append(
+            ("mean `chosen_probability` of the pairs in this dataset", str(manifest["mean_chosen_probability"]))
+        )
+    rows += [(f"rows of `preference`: {_plain(kind)}", str(n)) for kind, n in manifest["pair_kinds"].items()]
+    rows += [(f"rows of `sft`: {_plain(name)}", str(count)) for name, count in manifest["answers"].items()]
     if manifest["method"]["helpful"] is not None:
         asked = _percent(manifest["method"]["helpful_share"])
         rows.append(("share of helpful answers in `sft`", f"{_percent(manifest['helpful_share'])} ({asked} asked for)"))
@@ -240,7 +339,11 @@ def _verdict(probe: Json) -> str:
 def _left_out(manifest: Json) -> Iterator[str]:
     yield "## What was left out"
     yield ""
-    yield "Rows read = written + left out, for every config; a pair is one row of `preference` and two of `kto`."
+    yield (
+        "Rows read = written + left out, for every config; a pair is one row of `preference` and two of `kto`. "
+        "`cut_off`: the answer to be imitated, or chosen, ended at the token limit. `revision_failed`: a revision was "
+        "asked for, and none passed the checks."
+    )
     yield ""
     rows: list[tuple[str, ...]] = []
     for config, entry in manifest["counts"].items():
@@ -250,20 +353,22 @@ def _left_out(manifest: Json) -> Iterator[str]:
     yield from _table(("config", "read", "written", "left out"), rows)
     method = manifest["method"]
     near, ratio = method["near_duplicates"], method["length_ratio"]
+    yield "What was looked for:"
+    yield ""
     yield "- Exact duplicates: the same but for case and spacing."
     yield "- Near duplicates: " + (
         "not looked for."
         if near is None
         else f"answers to the same or nearly the same prompt whose runs of three words overlap by {near} (Jaccard)."
     )
-    yield "- Lengths: " + (
-        "not compared." if ratio is None else f"pairs in which one answer has over {ratio} times the other's words."
+    yield "- Pairs of very unequal length: " + (
+        "not looked for." if ratio is None else f"pairs in which one answer has over {ratio} times the other's words."
     )
     sets = [f"{_code(one['name'])} (sha256 `{one['sha256'][:12]}`)" for one in manifest["evaluation_sets"]]
     yield "- Evaluation sets: " + (
         f"rows that share 13 words in a row with {', '.join(sets)}, or a whole shorter text."
         if sets
-        else "none was compared."
+        else "the data was compared with none."
     )
     for reason, count in manifest["view_left_out"].items():
         yield f"- Not in the files for {method['trainer']}: {count} ({_plain(reason)})."
@@ -274,16 +379,16 @@ def _use(manifest: Json) -> Iterator[str]:
     first = next(name for name in CONFIGS if any(manifest["counts"][name]["written"].values()))
     yield "## How to load it and train on it"
     yield ""
-    yield f'`datasets.load_dataset("DIR", "{first}")`, where DIR is this folder; it needs no network.'
+    yield f'`datasets.load_dataset("DIR", "{first}")`, where DIR is the path of this folder; it needs no network.'
     yield ""
     if manifest["mean_chosen_probability"] is not None:
         smooth = smoothing(manifest)
+        wrong = _percent(1 - manifest["mean_chosen_probability"])
         yield (
-            f"The labels are soft and no trainer takes a probability for each row. If the judge's probabilities are "
-            f"right, {_percent(1 - manifest['mean_chosen_probability'])} of the pairs are the wrong way round, so a "
-            f"label smoothing of {smooth} fits. "
-            f"In TRL it works with the losses `robust` and `exo_pair` and is ignored with `sigmoid`. To train on sure "
-            f"labels only, filter by `chosen_probability`; `reward` has the log-odds as a `margin`."
+            f"The labels are soft, and TRL's DPOTrainer takes no probability for each row. If the judge's "
+            f"probabilities are right, {wrong} of the pairs are the wrong way round, and a label smoothing of {smooth} "
+            f"fits. TRL 1.16 heeds it with the losses `exo_pair` and `robust` and ignores it with `sigmoid`; `robust` "
+            f"has no lower bound, and the nearer the smoothing is to a half the steeper it falls."
         )
         yield ""
     trainer = manifest["method"]["trainer"]
@@ -291,27 +396,12 @@ def _use(manifest: Json) -> Iterator[str]:
     yield ""
 
 
-def _limits(manifest: Json) -> Iterator[str]:
-    yield "## Limits"
-    yield ""
-    yield "- What is written here was generated by a model and chosen by a model. Its errors and leanings are in it."
-    yield "- Rejected answers, and the prompts, may be harmful on purpose. Do not train on them as they stand."
-    yield "- A constitution says what its authors wanted, not what everyone wants."
-    yield "- Refusals are recognised in English only, and words counted where there are spaces between them."
-    for stage, entry in manifest["run"]["stages"].items():
-        if not entry["finished"]:
-            yield f"- The stage {stage} was not finished when this was exported."
-    if manifest["method"]["helpful"] is None and any(manifest["counts"]["sft"]["written"].values()):
-        yield "- No helpful answers are mixed in: a model trained on `sft` alone tends to refuse too much."
-    yield ""
-
-
 def _again(manifest: Json) -> Iterator[str]:
-    yield "## Licence, and the command to repeat it"
+    yield "## Licence, and how to make it again"
     yield ""
     yield (
         f"Licence: {_plain(manifest['method']['licence'])}. The licences of the prompts and of the models that wrote "
-        "the answers hold too."
+        "the answers hold too. From the finished run, this makes the dataset again, byte for byte:"
     )
     yield ""
     yield fence(manifest["command"])

@@ -101,6 +101,7 @@ def export(run: Run, out: Path, method: ExportMethod, command: str, say: Callabl
     tables, left_out_kto = _tables(answers, pairs, groups, method)
     view = make_view(method.trainer, tables)
     share = sum(answer.answer_from == "helpful" for answer in answers) / len(answers) if answers else 0.0
+    labels = count_labels(run)
     manifest: Json = {
         "kind": KIND,
         "versions": {name: version(name) for name in ("cai", "pyarrow", "datasets", "datasketch", "scikit-learn")},
@@ -112,8 +113,19 @@ def export(run: Run, out: Path, method: ExportMethod, command: str, say: Callabl
         "evaluation_sets": [{"name": evaluation.name, "sha256": evaluation.sha256} for evaluation in evaluations],
         "counts": _config_counts(sft, preference, tables, left_out_kto),
         "view_left_out": dict(sorted(view.left_out.items())),
-        "labels": count_labels(run),
+        "labels": labels,
         "helpful_share": round(share, 4),
+        "mean_letter_mass": _mean_mass(labels["verdicts"]),
+        "sure_pairs": {
+            str(bound): sum(pair.chosen_probability >= bound for pair in pairs) for bound in (0.6, 0.7, 0.8, 0.9)
+        },
+        "by_person": sum(pair.by_person for pair in pairs),
+        "pair_kinds": dict(sorted(Counter(f"{pair.chosen_from} over {pair.rejected_from}" for pair in pairs).items())),
+        "sft_rejected": _also_rejected(answers, pairs),
+        "distinct_prompts": {
+            "sft": len({prompt_key(one.prompt) for one in answers}),
+            "preference": len({prompt_key(one.prompt) for one in pairs}),
+        },
         "answers": dict(sorted(Counter(answer.answer_from for answer in answers).items())),
         "mean_chosen_probability": _mean([pair.chosen_probability for pair in pairs if not pair.by_person]),
         "sides": two_sides(pairs),
@@ -259,6 +271,7 @@ def _origin(run: Run) -> Json:
             "texts": belongs["texts"],
             "settings": belongs["settings"],
             "counts": manifest.get(stage, {}).get("counts"),
+            "prompts": _prompts(manifest.get(stage, {})) if stage in ("revise", "generate") else None,
         }
         for stage, belongs in run.settings().items()
     }
@@ -266,6 +279,16 @@ def _origin(run: Run) -> Json:
     older = labelled is not None and labelled.get("prompts", {}).get("made_of") not in (None, made_of(run))
     sha256 = file_digest(path) if path.exists() else None
     return {"manifest_sha256": sha256, "labels_are_older": older, "stages": stages}
+
+
+def _prompts(entry: Json) -> Json | None:
+    """Where a stage's prompts came from: of a file only its name, since its folder is nobody's business."""
+    told = entry.get("prompts")
+    if told is None:
+        return None
+    source: str = told["source"]
+    name = source if source.startswith("datasets:") else Path(source).name
+    return {"name": name, "rows": told["rows"], "sha": told["sha"]}
 
 
 def _constitutions(run: Run) -> list[Constitution]:
@@ -276,6 +299,18 @@ def _constitutions(run: Run) -> list[Constitution]:
 
 def _principles(rows: Sequence[Answer] | Sequence[DecidedPair]) -> dict[str, int]:
     return dict(sorted(Counter(name for one in rows for name in one.principle_ids).items()))
+
+
+def _also_rejected(answers: Sequence[Answer], pairs: Sequence[DecidedPair]) -> int:
+    """How many answers of `sft` are the worse one of a pair."""
+    rejected = {(prompt_key(pair.prompt), pair.rejected) for pair in pairs}
+    return sum((prompt_key(one.prompt), one.answer) in rejected for one in answers)
+
+
+def _mean_mass(verdicts: Json) -> float | None:
+    """The mean over all verdicts of the probability that fell on the words the judge was to choose from."""
+    asked = sum(one["asked"] for one in verdicts.values())
+    return round(sum(one["asked"] * one["mean_letter_mass"] for one in verdicts.values()) / asked, 4) if asked else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

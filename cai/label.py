@@ -35,7 +35,7 @@ from cai.templates import Templates
 T = TypeVar("T")
 
 LETTERS = ("A", "B")
-KEPT = ("Yes", "No")
+KEPT = ("Good", "Bad")
 # Why a label decides nothing, in the order in which they are looked at.
 REASONS = ("too_few_readable", "order_decides", "tie", "principles_conflict")
 LARGEST_MARGIN = 5.0

@@ -222,7 +222,7 @@ from datasets import load_dataset
 from trl import DPOConfig, DPOTrainer
 
 data = load_dataset("DIR", "preference")      # sft for SFTTrainer, reward for RewardTrainer, kto for KTOTrainer
-arguments = DPOConfig(output_dir="out", loss_type="robust", label_smoothing=%(smoothing)s)
+arguments = DPOConfig(output_dir="out", loss_type="exo_pair", label_smoothing=%(smoothing)s)
 trainer = DPOTrainer("MODEL", args=arguments, train_dataset=data["train"])
 trainer.train()
 ```"""
@@ -247,7 +247,7 @@ dpo_label_smoothing: %(smoothing)s
 
 _AXOLOTL = """```yaml
 rl: dpo
-dpo_loss_type: [robust]
+dpo_loss_type: [exo_pair]
 dpo_label_smoothing: %(smoothing)s
 datasets:
   - path: DIR/axolotl/preference-train.parquet

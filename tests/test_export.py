@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -547,16 +548,42 @@ def test_the_card_says_what_the_manifest_says(tmp_path: Path):
     assert front["license"] == "apache-2.0" and front["size_categories"] == ["n<1K"]
     written = manifest["counts"]["preference"]["written"]
     assert f"| `preference` | {written['train']} | {written['test']} |" in body
-    assert "| `physical-safety` |" in body and "| 60 | 60 | 60 | 66.7% |" in body
+    assert "| `physical-safety` |" in body and "| 0 | 0 | 60 | 60 | 60, 40 of 60 with the label |" in body
     assert "`dangerous-materials`" in body, "every principle, also one that decided nothing"
     assert f"label_smoothing={smoothing(manifest)}" in body and smoothing(manifest) == 0.133
-    assert "cai export RUN --out DIR" in body and "| decided | 60 (100.0%) |" in body
+    assert "cai export RUN --out DIR" in body and "| of the pairs judged, decided | 60 (100.0%) |" in body
     assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text(), "no path of this machine"
 
 
-@pytest.mark.parametrize("mean", [0.5, 0.2])
-def test_the_smoothing_stays_where_the_robust_loss_is_defined(mean: float):
-    assert smoothing({"mean_chosen_probability": mean}) == 0.45
+@pytest.mark.parametrize(("mean", "expected"), [(0.5, 0.45), (0.2, 0.45), (0.9, 0.1), (1.0, 0.001), (None, 0.001)])
+def test_the_smoothing_stays_where_the_losses_are_defined(mean: float | None, expected: float):
+    assert smoothing({"mean_chosen_probability": mean}) == expected
+
+
+def test_the_card_warns_of_what_whoever_trains_must_know(tmp_path: Path):
+    names = [f"r{n}" for n in range(6)]
+    rewritten = [trajectory(name, [one_round(text(("revision", name)))]) for name in names]
+    # The first pair's worse answer is what sft imitates, and a person has chosen against the judge in the second.
+    first = pair("r0", prompt=text(("prompt", "r0")), b=text(("revision", "r0")), a_from="sample-1", b_from="sample-0")
+    labels = [label("r0"), label("r1", probability_a=0.2, judged="b", reviewed="a"), *map(label, names[2:])]
+    weak = [replace(verdict(name), letter_mass=0.25) for name in names]
+    pairs = [first, *map(pair, names[1:])]
+    run = write_run(tmp_path / "run", trajectories=rewritten, pairs=pairs, labels=labels, verdicts=weak)
+    stages = json.loads((run.folder / "manifest.json").read_text())
+    stages["revise"]["prompts"] = {"source": "/home/somebody/red.jsonl", "rows": 6, "sha": "0" * 64}
+    (run.folder / "manifest.json").write_text(json.dumps(stages))
+    manifest = make(run, tmp_path / "out", test_share=0.0)
+    _, body = front_of(tmp_path / "out")
+    assert manifest["sft_rejected"] == 1 and "rejected side of a pair, another being better: 1." in body
+    assert "A model decided the 6 pairs. A person looked at 1 of them." in body
+    assert "6 at least 0.6, 6 at least 0.7, 6 at least 0.8, 6 at least 0.9" in body
+    assert "had 25.0% of its probability on average" in body
+    assert "12 rows show what such data looks like" in body
+    assert "| rows of `preference`: revision-1 over response | 5 |" in body
+    assert "| rows of `preference`: sample-1 over sample-0 | 1 |" in body
+    assert "| `red.jsonl`, 6 |" in body and "somebody" not in (tmp_path / "out" / "manifest.json").read_text()
+    assert "Where a person decided against the judge it is 1" in body
+    assert "of the test split" not in body, "there is none"
 
 
 def test_text_of_people_and_models_cannot_become_markdown(tmp_path: Path):

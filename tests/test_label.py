@@ -69,7 +69,7 @@ def likes(better: Callable[[str], bool], sure: float = 0.9) -> Callable[[Request
     def answer(request: Request) -> Any:
         if request.choices is None:
             return "I have thought about it."
-        if request.choices == ("Yes", "No"):
+        if request.choices == ("Good", "Bad"):
             return sure if better(request.messages[-2].content) else 1 - sure
         first, second = fenced(request.messages[0].content)[-2:]
         return sure if better(first) and not better(second) else 1 - sure if better(second) else 0.5
@@ -233,7 +233,7 @@ def test_both_orders_are_asked_and_what_they_share_comes_first(constitution: Con
 def test_alone_each_answer_is_the_last_turn_of_its_own_conversation(constitution: Constitution):
     judged, requests = ask(pair(), noisy, constitution, judging("pointwise", 2))
     assert [request.row_id for request in requests] == ["r1"] * 4
-    assert all(request.messages[:3] == pair().prompt and request.choices == ("Yes", "No") for request in requests)
+    assert all(request.messages[:3] == pair().prompt and request.choices == ("Good", "Bad") for request in requests)
     assert {request.messages[3].content for request in requests} == {"answer a", "answer b"}
     for verdict in judged.verdicts:
         assert verdict.order == "none" and len(verdict.calls) == 2

@@ -34,7 +34,7 @@ def test_the_judge_s_templates_hold_each_principle_s_own_wording(constitution: C
     shown = {"conversation": (Message("user", "asked"),), "first": "one answer", "second": "another answer"}
     for principle in constitution.principles:
         text = templates.render(JUDGE[mode][0], principle, **shown)
-        wording = principle.statement if mode == "pointwise" else principle.comparison
+        wording = principle.comparison if mode == "reasoned" else principle.statement
         assert wording in text and principle.rationale not in text
         if mode != "pointwise":
             assert text.index("asked") < text.index("one answer") < text.index("another answer") < text.index(wording)

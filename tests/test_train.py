@@ -65,7 +65,7 @@ def settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     ("config", "trainer", "loss", "answer"),
     [
         ("sft", "SFT", {}, text("better")),
-        ("preference", "DPO", {"loss_type": "robust", "label_smoothing": 0.2}, text(("a", "talk"))),
+        ("preference", "DPO", {"loss_type": "exo_pair", "label_smoothing": 0.2}, text(("a", "talk"))),
         ("reward", "Reward", {}, text(("a", "talk"))),
         ("kto", "KTO", {}, text(("a", "talk"))),
     ],
