@@ -4,16 +4,14 @@ It is made from the manifest and the constitutions alone, so it says what the ma
 models is escaped or fenced, so that it cannot become Markdown.
 """
 
-import html
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import yaml
 
 from cai.constitution import Constitution
 from cai.dataset import CONFIGS, SPLITS, Config
+from cai.markdown import code, percent, plain, table
 from cai.store import Json
 from cai.templates import fence
 from cai.views import snippet
@@ -89,7 +87,7 @@ def _what(manifest: Json) -> Iterator[str]:
     )
     yield ""
     distinct = manifest["distinct_prompts"]
-    yield from _table(
+    yield from table(
         ("config", "train", "test", "prompts", "what a row is"),
         [
             (
@@ -107,7 +105,7 @@ def _what(manifest: Json) -> Iterator[str]:
     if any(entry["written"]["test"] for entry in manifest["counts"].values()):
         yield "No prompt of the test split, and none that is nearly the same, is in the training split."
         yield ""
-    yield from _table(("column", "in", "what it says"), _columns(manifest))
+    yield from table(("column", "in", "what it says"), list(_columns(manifest)))
 
 
 def _columns(manifest: Json) -> Iterator[tuple[str, str, str]]:
@@ -153,11 +151,12 @@ def _before(manifest: Json) -> Iterator[str]:
         mass = manifest["mean_letter_mass"]
         if mass is not None and mass < 0.5:
             yield (
-                f"- The words that the judge was to choose from had {_percent(mass)} of its probability on average. It "
+                f"- The words that the judge was to choose from had {percent(mass)} of its probability on average. It "
                 "hardly followed the question: mistrust these labels."
             )
     if manifest["sft_rejected"]:
-        yield f"- Answers in `sft` that are the rejected side of a pair, another being better: {manifest['sft_rejected']}."
+        count = manifest["sft_rejected"]
+        yield f"- Answers in `sft` that are the rejected side of a pair, another being better: {count}."
     if manifest["method"]["helpful"] is None and any(counts["sft"]["written"].values()):
         yield "- No helpful answers are mixed in: a model trained on `sft` alone may come to refuse too much."
     for stage, entry in manifest["run"]["stages"].items():
@@ -182,21 +181,19 @@ def _how(manifest: Json) -> Iterator[str]:
     for stage, entry in manifest["run"]["stages"].items():
         done = "" if entry["finished"] else " (not finished)"
         if entry["prompts"]:
-            rows.append((f"{stage}{done}: prompts", f"{_code(entry['prompts']['name'])}, {entry['prompts']['rows']}"))
+            rows.append((f"{stage}{done}: prompts", f"{code(entry['prompts']['name'])}, {entry['prompts']['rows']}"))
         roles: dict[str, list[str]] = {}
         for role, model in sorted(entry["models"].items()):
             roles.setdefault(model, []).append(role)
-        rows += [(f"{stage}{done}: {', '.join(names)}", _code(model)) for model, names in roles.items()]
+        rows += [(f"{stage}{done}: {', '.join(names)}", code(model)) for model, names in roles.items()]
         texts = [f"{name.removesuffix('_sha')} {text[:12]}" for name, text in sorted(entry["texts"].items())]
-        rows.append(
-            (f"{stage}: digests", _code(", ".join(one for one in texts if not one.startswith("constitution "))))
-        )
+        rows.append((f"{stage}: digests", code(", ".join(one for one in texts if not one.startswith("constitution ")))))
         settings = [f"{name} {entry['settings'][name]}" for name in _TOLD if name in entry["settings"]]
         if settings:
-            rows.append((f"{stage}: settings", _code(", ".join(settings))))
-    rows.append(("digest of the run's own manifest", _code((manifest["run"]["manifest_sha256"] or "none")[:12])))
-    rows.append(("made with", _code(", ".join(f"{name} {number}" for name, number in manifest["versions"].items()))))
-    yield from _table(("what", "value"), rows)
+            rows.append((f"{stage}: settings", code(", ".join(settings))))
+    rows.append(("digest of the run's own manifest", code((manifest["run"]["manifest_sha256"] or "none")[:12])))
+    rows.append(("made with", code(", ".join(f"{name} {number}" for name, number in manifest["versions"].items()))))
+    yield from table(("what", "value"), rows)
     yield "`cai revise --help` and `cai label --help` explain each setting; whole digests are in `manifest.json`."
     yield ""
 
@@ -211,22 +208,21 @@ def _constitution(manifest: Json, constitutions: Sequence[Constitution]) -> Iter
     every = _Deeds(revised, used["sft"], used["preference"], manifest["labels"]["verdicts"])
     for one in constitutions:
         yield (
-            f"**{_plain(one.name)}**, version {_plain(one.version)}: {_plain(one.description)} (sha256 "
-            f"`{one.sha[:12]}`)"
+            f"**{plain(one.name)}**, version {plain(one.version)}: {plain(one.description)} (sha256 `{one.sha[:12]}`)"
         )
         yield ""
         # Two constitutions may have a principle of the same name: each is told only what it did itself.
         wrote = (every.revised, every.sft) if one.sha == by_sha.get("revise") else ({}, {})
         judged = (every.preference, every.verdicts) if one.sha == by_sha.get("label") else ({}, {})
         mine = _Deeds(*wrote, *judged)
-        rows = [(_code(each.id), _plain(each.statement), *mine.of(each.id)) for each in one.principles]
-        yield from _table(header, rows)
+        rows = [(code(each.id), plain(each.statement), *mine.of(each.id)) for each in one.principles]
+        yield from table(header, rows)
     known = {principle.id for one in constitutions for principle in one.principles}
     others = sorted({*every.revised, *every.sft, *every.preference, *every.verdicts} - known)
     if others:
         yield "Principles of which the run kept no text:"
         yield ""
-        yield from _table(header, [(_code(name), "", *every.of(name)) for name in others])
+        yield from table(header, [(code(name), "", *every.of(name)) for name in others])
     yield (
         "`looked at`: how often an answer was held against it. `found broken`: how often it was found broken, and the "
         "answer criticised. `sft`: rows there that such a critique led to. `pairs`: rows of `preference` that it "
@@ -276,10 +272,10 @@ def _rates(manifest: Json) -> Iterator[str]:
     labels = manifest["labels"]
     pairs = sum(sum(kind.values()) for kind in labels["won"].values())
     if pairs:
-        rows.append(("of the pairs judged, decided", f"{labels['decided']} ({_percent(labels['decided'] / pairs)})"))
-        rows += [(f"the judge left open: {_plain(name)}", str(n)) for name, n in labels["undecided_by_reason"].items()]
+        rows.append(("of the pairs judged, decided", f"{labels['decided']} ({percent(labels['decided'] / pairs)})"))
+        rows += [(f"the judge left open: {plain(name)}", str(n)) for name, n in labels["undecided_by_reason"].items()]
         if labels["reviewed"]["n"]:
-            same = _percent(labels["reviewed"]["same"]["value"])
+            same = percent(labels["reviewed"]["same"]["value"])
             rows.append(("labels that a person looked at", f"{labels['reviewed']['n']} (the same choice in {same})"))
         if labels["mean_position_gap"] is not None:
             rows.append(("mean difference between the two orders of showing a pair", str(labels["mean_position_gap"])))
@@ -287,12 +283,12 @@ def _rates(manifest: Json) -> Iterator[str]:
         rows.append(
             ("mean `chosen_probability` of the pairs in this dataset", str(manifest["mean_chosen_probability"]))
         )
-    rows += [(f"rows of `preference`: {_plain(kind)}", str(n)) for kind, n in manifest["pair_kinds"].items()]
-    rows += [(f"rows of `sft`: {_plain(name)}", str(count)) for name, count in manifest["answers"].items()]
+    rows += [(f"rows of `preference`: {plain(kind)}", str(n)) for kind, n in manifest["pair_kinds"].items()]
+    rows += [(f"rows of `sft`: {plain(name)}", str(count)) for name, count in manifest["answers"].items()]
     if manifest["method"]["helpful"] is not None:
-        asked = _percent(manifest["method"]["helpful_share"])
-        rows.append(("share of helpful answers in `sft`", f"{_percent(manifest['helpful_share'])} ({asked} asked for)"))
-    yield from _table(("what", "value"), rows)
+        asked = percent(manifest["method"]["helpful_share"])
+        rows.append(("share of helpful answers in `sft`", f"{percent(manifest['helpful_share'])} ({asked} asked for)"))
+    yield from table(("what", "value"), rows)
 
 
 def _style(manifest: Json) -> Iterator[str]:
@@ -301,21 +297,21 @@ def _style(manifest: Json) -> Iterator[str]:
     yield "## Do the pairs teach style?"
     yield ""
     sides, probe = manifest["sides"], manifest["separability"]
-    yield from _table(
+    yield from table(
         ("", "chosen", "rejected"),
         [
             ("mean words", *(str(sides[side]["mean_words"]) for side in ("chosen", "rejected"))),
-            ("refusals (English)", *(_percent(sides[side]["refusals"]) for side in ("chosen", "rejected"))),
+            ("refusals (English)", *(percent(sides[side]["refusals"]) for side in ("chosen", "rejected"))),
         ],
     )
     if sides["longer_chosen"] is not None:
-        longer = _percent(sides["longer_chosen"])
+        longer = percent(sides["longer_chosen"])
         yield f"Where the lengths differ, the longer answer is the chosen one in {longer} of pairs."
         yield ""
     yield _verdict(probe)
     yield ""
     if probe["auc"] is not None:
-        words = {side: ", ".join(_code(word) for word in probe[f"{side}_words"]) for side in ("chosen", "rejected")}
+        words = {side: ", ".join(code(word) for word in probe[f"{side}_words"]) for side in ("chosen", "rejected")}
         yield f"Words that speak most for a chosen answer: {words['chosen']}; for a rejected one: {words['rejected']}."
         yield ""
 
@@ -348,9 +344,9 @@ def _left_out(manifest: Json) -> Iterator[str]:
     rows: list[tuple[str, ...]] = []
     for config, entry in manifest["counts"].items():
         written = sum(entry["written"].values())
-        reasons = ", ".join(f"{_plain(name)} {count}" for name, count in entry["left_out"].items()) or "-"
+        reasons = ", ".join(f"{plain(name)} {count}" for name, count in entry["left_out"].items()) or "-"
         rows.append((f"`{config}`", str(entry["read"]), str(written), reasons))
-    yield from _table(("config", "read", "written", "left out"), rows)
+    yield from table(("config", "read", "written", "left out"), rows)
     method = manifest["method"]
     near, ratio = method["near_duplicates"], method["length_ratio"]
     yield "What was looked for:"
@@ -364,14 +360,14 @@ def _left_out(manifest: Json) -> Iterator[str]:
     yield "- Pairs of very unequal length: " + (
         "not looked for." if ratio is None else f"pairs in which one answer has over {ratio} times the other's words."
     )
-    sets = [f"{_code(one['name'])} (sha256 `{one['sha256'][:12]}`)" for one in manifest["evaluation_sets"]]
+    sets = [f"{code(one['name'])} (sha256 `{one['sha256'][:12]}`)" for one in manifest["evaluation_sets"]]
     yield "- Evaluation sets: " + (
         f"rows that share 13 words in a row with {', '.join(sets)}, or a whole shorter text."
         if sets
         else "the data was compared with none."
     )
     for reason, count in manifest["view_left_out"].items():
-        yield f"- Not in the files for {method['trainer']}: {count} ({_plain(reason)})."
+        yield f"- Not in the files for {method['trainer']}: {count} ({plain(reason)})."
     yield ""
 
 
@@ -383,7 +379,7 @@ def _use(manifest: Json) -> Iterator[str]:
     yield ""
     if manifest["mean_chosen_probability"] is not None:
         smooth = smoothing(manifest)
-        wrong = _percent(1 - manifest["mean_chosen_probability"])
+        wrong = percent(1 - manifest["mean_chosen_probability"])
         yield (
             f"The labels are soft, and TRL's DPOTrainer takes no probability for each row. If the judge's "
             f"probabilities are right, {wrong} of the pairs are the wrong way round, and a label smoothing of {smooth} "
@@ -400,36 +396,8 @@ def _again(manifest: Json) -> Iterator[str]:
     yield "## Licence, and how to make it again"
     yield ""
     yield (
-        f"Licence: {_plain(manifest['method']['licence'])}. The licences of the prompts and of the models that wrote "
+        f"Licence: {plain(manifest['method']['licence'])}. The licences of the prompts and of the models that wrote "
         "the answers hold too. From the finished run, this makes the dataset again, byte for byte:"
     )
     yield ""
     yield fence(manifest["command"])
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    if not rows:
-        return
-    yield "| " + " | ".join(header) + " |"
-    yield "|" + "---|" * len(header)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
-    yield ""
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
-
-
-def _plain(text: Any) -> str:
-    """Text as text: on one line, and nothing in it is Markdown, HTML, the end of a table's cell, or unseen (controls
-    and what turns the direction of writing)."""
-    unseen = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-    visible = re.sub(unseen, "", str(text))
-    flat = html.escape(" ".join(visible.split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", flat)
-
-
-def _code(text: Any) -> str:
-    """A short text in a code span that it cannot leave."""
-    return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "/") + "`"

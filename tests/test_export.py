@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from cai import dataset
 from cai.candidates import run_answers, run_pairs
-from cai.card import _plain, card, smoothing
+from cai.card import card, smoothing
 from cai.errors import BadInput
 from cai.export import ExportMethod, export, split_of
 from cai.folder import new_folder
 from cai.hygiene import found_in, near_duplicates, prompt_groups, prompt_key, read_evaluation, shingles
 from cai.ids import file_digest
+from cai.markdown import plain
 from cai.probes import separability
 from cai.rows import Message
 from cai.store import Run
@@ -605,7 +606,7 @@ def test_text_of_people_and_models_cannot_become_markdown(tmp_path: Path):
 
 
 def test_plain_escapes_what_markdown_would_read():
-    assert _plain("a*b_[c]|`d`\n<e>") == r"a\*b\_\[c\]\|\`d\` &lt;e&gt;"
+    assert plain("a*b_[c]|`d`\n<e>") == r"a\*b\_\[c\]\|\`d\` &lt;e&gt;"
 
 
 def test_the_card_is_made_of_the_manifest_alone(tmp_path: Path):
