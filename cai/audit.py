@@ -179,7 +179,7 @@ def _rates(group: Counter[str]) -> Json:
 def cost(sessions: list[Json]) -> Json:
     """What all sessions of a stage took together. Rates are over the time that engines were open."""
     names = [*Tally.__dataclass_fields__, "seconds"]
-    total: dict[str, Any] = {name: sum(session[name] for session in sessions) for name in names}
+    total: dict[str, Any] = {name: sum(session.get(name, 0) for session in sessions) for name in names}
     seconds = total["seconds"]
     total["seconds"] = round(seconds, 1)
     total["calls_per_second"] = round(total["asked_calls"] / seconds, 2) if seconds else 0.0

@@ -30,6 +30,7 @@ class Tally:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    engine_restarts: int = 0
 
     def count(self, completion: Completion) -> None:
         self.asked_calls += 1

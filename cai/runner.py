@@ -1,4 +1,4 @@
-"""Keeps many rows in flight, and writes each shard when its last row is done. Knows nothing of prompts or principles.
+"""Keeps the engines full, and writes each shard when its last row is done. Knows nothing of prompts or principles.
 
 There is no barrier anywhere: a row that is done makes room for the next one, also when that belongs to a later shard,
 so the tail of a shard never idles the engine. Rows start in input order and each shard is written in input order.
@@ -6,12 +6,14 @@ so the tail of a shard never idles the engine. Rows start in input order and eac
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from cai.calls import Ask
+from cai.engines import Completion, Engine, Request
 from cai.errors import CaiError, RowDropped
 from cai.inputs import Chunk
 from cai.journal import Journal, OtherRuns, Tally
@@ -49,6 +51,59 @@ class Watch(Protocol):
 
 
 @dataclass(slots=True)
+class InFlight:
+    """The rows and calls under way, and whether there is room for one more row.
+
+    A new row begins while fewer calls are under way than the engines can hold, and half as many again: enough waiting
+    to keep them full, and no more, since a row that waits loses its prefix in the cache. A row between two calls counts
+    as one call. `slots` says how many calls the engines hold, which may change; `most_rows` is a bound on top.
+    """
+
+    slots: Callable[[], int]
+    most_rows: int | None = None
+    rows: int = 0
+    calls: int = 0
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def begin(self) -> "_RowInFlight":
+        """Wait for room, and take it."""
+        while self.rows and (self.rows == self.most_rows or 2 * self.calls >= 3 * self.slots()):
+            self._changed.clear()
+            with suppress(TimeoutError):  # the slots may have grown without a word
+                await asyncio.wait_for(self._changed.wait(), 0.05)
+        self.change(rows=1, calls=1)
+        return _RowInFlight(self)
+
+    def change(self, rows: int = 0, calls: int = 0) -> None:
+        self.rows += rows
+        self.calls += calls
+        if rows < 0 or calls < 0:
+            self._changed.set()
+
+
+@dataclass(slots=True)
+class _RowInFlight:
+    """One row's part of what is under way."""
+
+    all: InFlight
+    calls: int = 0
+
+    async def ask(self, ask: Ask, engine: Engine, request: Request) -> tuple[str, Completion]:
+        self.calls += 1
+        if self.calls > 1:
+            self.all.change(calls=1)
+        try:
+            return await ask(engine, request)
+        finally:
+            self.calls -= 1
+            if self.calls:
+                self.all.change(calls=-1)
+
+    def end(self) -> None:
+        self.all.change(rows=-1, calls=-1)
+
+
+@dataclass(slots=True)
 class _Shard:
     """One chunk under way: results come in any order, and go out in input order."""
 
@@ -66,25 +121,24 @@ async def run_chunks(
     work: Work,
     tables: Tables,
     settings_sha: str,
-    rows_in_flight: int,
+    in_flight: InFlight,
     tally: Tally,
     others: OtherRuns | None,
     watch: Watch,
 ) -> None:
-    """Work through the chunks, `rows_in_flight` rows at a time, and write one shard for each.
+    """Work through the chunks, as many rows at a time as `in_flight` has room for, and write one shard for each.
 
     A row whose work raises RowDropped becomes a drop. Any other error ends the whole run: rows in flight are cancelled,
     finished calls and shards stay. Raises that error itself (the first, if several came at once).
     """
-    free = asyncio.Semaphore(rows_in_flight)
 
-    async def one(shard: _Shard, place: int, row: Row | Pair) -> None:
+    async def one(shard: _Shard, place: int, row: Row | Pair, mine: _RowInFlight) -> None:
         try:
-            shard.results[place] = await work(row, shard.journal.ask)
+            shard.results[place] = await work(row, partial(mine.ask, shard.journal.ask))
         except RowDropped as dropped:
             shard.results[place] = Drop(row.row_id, stage, dropped.reason, dropped.detail, dropped.raw, row.source)
         finally:
-            free.release()
+            mine.end()
         watch.row(kept=not isinstance(shard.results[place], Drop))
         shard.missing -= 1
         if shard.missing == 0:
@@ -118,8 +172,7 @@ async def run_chunks(
                         await finish(shard)
                     for place, item in enumerate(chunk.items):
                         if not isinstance(item, Drop):
-                            await free.acquire()
-                            group.create_task(one(shard, place, item))
+                            group.create_task(one(shard, place, item, await in_flight.begin()))
     except BaseExceptionGroup as errors:
         # One sentence for the user: the end that tells what to do, if there is one, else the first.
         flat = list(_flat(errors))

@@ -118,6 +118,10 @@ def _print_stage(screen: Console, stage: str, entry: Json) -> None:
         "calls asked", f"{cost['asked_calls']:,} ({cost['reused_calls']:,} reused), {cost['calls_per_second']} calls/s"
     )
     table.add_row("output speed", f"{cost['completion_tokens_per_second']} tokens/s")
+    if cost["engine_restarts"]:
+        table.add_row(
+            "engine", f"died and was started anew {cost['engine_restarts']} times; its calls were asked again"
+        )
     table.add_row("wall time", f"{cost['seconds']} s, all sessions")
     screen.print(table)
     for title, key in (("round", "by_round"), ("principle", "by_principle")):

@@ -55,7 +55,7 @@ NOT_COMPARED = frozenset(
     {
         *("out", "prompts", "run", "gold", "limit", "strict", "reuse", "replace", "slots", "rows_in_flight"),
         *("endpoint", "critic_endpoint", "reviser_endpoint", "timeout_seconds", "deadline_seconds", "retries"),
-        *("engine", "model", "critic", "reviser", "constitution", "templates"),
+        *("engine", "model", "critic", "reviser", "adapter", "engine_option", "constitution", "templates"),
         *("review_share", "apply_review", "min_accuracy", "min_decided", "max_flip"),
     }
 )
@@ -70,7 +70,7 @@ class EngineSettings(BaseModel):
     model: str | None = Field(
         default=None, description="A Hugging Face id, a local folder, or 'embedded' (the default without --endpoint)."
     )
-    engine: Literal["auto", "transformers", "server", "scripted"] = Field(
+    engine: Literal["auto", "transformers", "vllm", "server", "scripted"] = Field(
         default="auto", description="What runs the model; auto: a server if --endpoint is given, else transformers."
     )
     endpoint: Several = Field(
@@ -92,7 +92,10 @@ class EngineSettings(BaseModel):
         description="Calls that the engine works on at once (transformers: 32, server: 64 an endpoint).",
     )
     rows_in_flight: int | None = Field(
-        default=None, ge=1, le=65_536, description="Rows worked on at once; default: twice the slots."
+        default=None,
+        ge=1,
+        le=65_536,
+        description="Rows worked on at once, at most; default: as many as keep the slots full.",
     )
     timeout_seconds: float = Field(default=300.0, gt=0, description="Server: time for one try of a call.")
     deadline_seconds: float = Field(default=900.0, gt=0, description="Server: time for a call with all its retries.")
@@ -104,11 +107,20 @@ class EngineSettings(BaseModel):
         default=False, description="Run code that comes with the model. Only for models you trust."
     )
 
+    adapter: str | None = Field(
+        default=None, description="vLLM: a LoRA adapter for the model, a folder or a Hugging Face id."
+    )
+    engine_option: Several = Field(
+        default=(), description="vLLM: an engine argument, such as tensor_parallel_size=2; may be given several times."
+    )
+
     def spec(self, model: str | None = None, endpoints: tuple[str, ...] = ()) -> Spec:
-        """The engine to open: that of `model`, or with arguments another that is otherwise like it."""
+        """The engine to open: that of `model`, or with arguments another that is otherwise like it, but without the
+        adapter, which belongs to the model."""
+        adapter = None if model or endpoints else self.adapter
         model = model or (None if endpoints else self.model)
         endpoints = endpoints or self.endpoint
-        if model is None and not endpoints and self.engine in ("auto", "transformers"):
+        if model is None and not endpoints and self.engine in ("auto", "transformers", "vllm"):
             model = "embedded"
         return Spec(
             kind=self.engine,
@@ -120,6 +132,8 @@ class EngineSettings(BaseModel):
             retries=self.retries,
             send_seed=self.send_seed,
             trust_remote_code=self.trust_remote_code,
+            adapter=adapter,
+            options=self.engine_option,
         )
 
     def compared(self) -> dict[str, Any]:
@@ -391,6 +405,9 @@ class PipelineSettings(ReviseSettings, Labelling, JudgeBar, Exporting):
     dataset: str | None = Field(default=None, description="Folder for the datasets; default: OUT-dataset.")
     judge: str | None = Field(default=None, description="Model that judges; default: the generator.")
     judge_endpoint: Several = Field(default=(), description="Server of the judge; may be given several times.")
+    judge_adapter: str | None = Field(
+        default=None, description="vLLM: a LoRA adapter for the judge; default: the generator's, if it judges."
+    )
     gold: str | None = Field(default=None, description="Gold pairs that the judge is measured on before anything else.")
     gold_limit: int | None = Field(default=None, ge=1, description="Read only so many gold pairs.")
 
@@ -426,7 +443,8 @@ class PipelineSettings(ReviseSettings, Labelling, JudgeBar, Exporting):
     def _judge(self) -> dict[str, Any]:
         own = bool(self.judge_endpoint)
         model = self.judge or (None if own else self.model)
-        return {"model": model, "endpoint": self.judge_endpoint or self.endpoint}
+        adapter = self.judge_adapter or (None if self.judge or own else self.adapter)
+        return {"model": model, "endpoint": self.judge_endpoint or self.endpoint, "adapter": adapter}
 
     def _shared(self, kind: type[BaseModel]) -> dict[str, Any]:
         return {name: getattr(self, name) for name in kind.model_fields if name in type(self).model_fields}

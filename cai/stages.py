@@ -34,7 +34,7 @@ from cai.pairs import NO_PAIR, RunPairs
 from cai.review import Reviewed, check_review, read_review, review
 from cai.revise import LETTERS, Roles, generate, revise
 from cai.rows import Drop
-from cai.runner import Tables, Watch, Work, run_chunks
+from cai.runner import InFlight, Tables, Watch, Work, run_chunks
 from cai.settings import (
     CalibrateSettings,
     ConstitutionTestSettings,
@@ -310,19 +310,21 @@ async def _work_through(
     others = OtherRuns([Path(other) for other in settings.reuse]) if settings.reuse else None
     for place in others.damaged if others is not None else ():
         watch.say(f"{place} is damaged and passed over.")
+    used = list(dict.fromkeys(stage.roles.values()))  # one model in three roles is one engine
     async with AsyncExitStack() as engines:
-        for engine in dict.fromkeys(stage.roles.values()) if plan.good else ():
+        for engine in used if plan.good else ():
             await engines.enter_async_context(engine)
         belongs = stage.belongs()
         run.belong(stage.name, belongs, stage.copies)
         run.write_manifest(stage.name, None)
         for index in plan.gone:
             run.remove_shard(stage.name, TABLES[stage.name], index)
-        in_flight = settings.rows_in_flight or 2 * max(engine.slots for engine in stage.roles.values())
+        in_flight = InFlight(lambda: sum(engine.slots for engine in used), settings.rows_in_flight)
         chunks = _still_to_do(source, stage.shard_rows, plan.open_chunks)
         try:
             await run_chunks(run, stage.name, chunks, work, tables, digest(belongs), in_flight, tally, others, watch)
         finally:
+            tally.engine_restarts = sum(engine.restarts for engine in used)
             seconds = round(time.monotonic() - begun, 3)
             run.add_session({"stage": stage.name, "started": started, "seconds": seconds, **asdict(tally)})
 

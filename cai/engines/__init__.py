@@ -79,12 +79,16 @@ class Engine(Protocol):
     """A model that answers requests.
 
     `model` names the model and its revision; it is part of every call's address and of every row. `slots` is how many
-    calls it can work on at once. Entering the context loads or connects (raises BadInput if that cannot be done);
+    calls it can work on at once, which may change while it works. `restarts` counts how often it died and was started
+    anew. Entering the context loads or connects (raises BadInput if that cannot be done);
     leaving it ends what is under way. `versions` are the libraries whose version can change an answer.
     """
 
     model: str
-    slots: int
+    restarts: int
+
+    @property
+    def slots(self) -> int: ...
 
     async def complete(self, request: Request) -> Completion:
         """Answer one request. Raises RequestRefused for this request alone, EngineGaveUp if the engine is gone."""
@@ -103,9 +107,10 @@ class Engine(Protocol):
 class Spec:
     """Which engine to open. Within a run, equal specs are one engine, loaded once.
 
-    `kind` is auto, transformers, server or scripted; auto is a server if there are endpoints, else transformers.
-    `slots` None takes the engine's own default. The rest only matters to servers, `trust_remote_code` only to
-    transformers.
+    `kind` is auto, transformers, vllm, server or scripted; auto is a server if there are endpoints, else transformers.
+    `slots` None takes the engine's own default. `adapter` (a LoRA adapter: a folder or an id) and `options` (engine
+    arguments as "name=value") are for vllm, `trust_remote_code` for the engines that load a model themselves, the rest
+    for servers.
     """
 
     kind: str
@@ -117,6 +122,8 @@ class Spec:
     retries: int = 6
     send_seed: bool = True
     trust_remote_code: bool = False
+    adapter: str | None = None
+    options: tuple[str, ...] = ()
 
 
 def open_engine(spec: Spec) -> Engine:
@@ -129,6 +136,9 @@ def open_engine(spec: Spec) -> Engine:
         raise BadInput(
             "endpoint", f"endpoints together with the engine '{kind}'", "the engine 'server'", "Leave one of them out."
         )
+    if (spec.adapter or spec.options) and kind != "vllm":
+        option = "--adapter" if spec.adapter else "--engine-option"
+        raise BadInput(option, f"it together with the engine '{kind}'", "the engine 'vllm'", "Add --engine vllm.")
     match kind:
         case "transformers":
             from cai.engines.transformers import TransformersEngine
@@ -138,9 +148,13 @@ def open_engine(spec: Spec) -> Engine:
             from cai.engines.server import ServerEngine
 
             return ServerEngine(spec)
+        case "vllm":
+            from cai.engines.vllm import VllmEngine
+
+            return VllmEngine(spec)
         case "scripted":
             from cai.engines.scripted import open_script
 
             return open_script(spec)
         case _:
-            raise BadInput("engine", f"'{kind}'", "auto, transformers, server or scripted", "Give one of these.")
+            raise BadInput("engine", f"'{kind}'", "auto, transformers, vllm, server or scripted", "Give one of these.")

@@ -54,3 +54,21 @@ def folder_fingerprint(folder: Path) -> str:
                 file.seek(max(0, size - megabyte))
                 total.update(f"{path.name} {size}".encode() + head + file.read(megabyte))
     return total.hexdigest()[:12]
+
+
+def find_adapter(adapter: str) -> tuple[str, str]:
+    """Folder of a LoRA adapter, fetched from the hub if it is an id, and its name with revision. Raises BadInput."""
+    folder = Path(adapter)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(adapter))
+        except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+            found = f"no local folder of that name, and the hub has none or does not answer ({brief(error)})"
+            raise BadInput(f"--adapter {adapter}", found, "a LoRA adapter", "Check the spelling.") from error
+    if not (folder / "adapter_config.json").is_file():
+        found = "a folder without adapter_config.json"
+        raise BadInput(f"--adapter {adapter}", found, "a LoRA adapter saved by peft", "Check the path.")
+    return str(folder), f"{Path(adapter).name}@{folder_fingerprint(folder)}"

@@ -32,6 +32,7 @@ class ScriptedEngine:
         ledger: Path | None = None,
     ) -> None:
         self.model, self.slots = model, slots
+        self.restarts = 0
         self._script, self._latency_seconds, self._ledger = script, latency_seconds, ledger
 
     async def __aenter__(self) -> Self:

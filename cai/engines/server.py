@@ -40,6 +40,7 @@ class ServerEngine:
         self._served = spec.model or _only_model(self._endpoints[0], self._key)
         self.model = f"{self._served}@server"
         self.slots = spec.slots or 64 * len(self._endpoints)
+        self.restarts = 0
         self._logprobs = True
         self._answered = [0] * len(self._endpoints)
 

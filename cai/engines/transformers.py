@@ -68,6 +68,7 @@ class TransformersEngine:
     def __init__(self, spec: Spec) -> None:
         self._source, self._revision, self.model = find_model(spec.model or "embedded", spec.trust_remote_code)
         self.slots = spec.slots or 32
+        self.restarts = 0
         self._trust_remote_code = spec.trust_remote_code
         self._free = self.slots
         self._waiting: list[_Call] = []

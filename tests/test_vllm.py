@@ -1,0 +1,314 @@
+"""The vLLM engine: its life and its calls against a vLLM that plays dead, and (marked `vllm`) against the real one."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cai.engines import Completion, Request, Sampling, Spec, open_engine
+from cai.engines import vllm as module
+from cai.engines.vllm import Held, VllmEngine
+from cai.errors import BadInput, EngineGaveUp, RequestRefused
+from cai.rows import Message
+
+
+def asked(text: str = "Say something.", **changes: Any) -> Request:
+    request = Request("respond", "r1", (Message("user", text),), Sampling(8, 0.7, 0.9), seed=3)
+    return replace(request, **changes)
+
+
+# A vLLM that plays dead
+
+
+class Dead(RuntimeError):
+    pass
+
+
+@dataclass
+class Fake:
+    """What stands for vLLM: `dies` says of a prompt whether the engine dies of it; `starts` are engines so far."""
+
+    dies: Callable[[str], bool] = lambda prompt: False
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    calls: list[tuple[str, Any, dict[str, Any]]] = field(default_factory=list)
+    gauges: list[Any] = field(default_factory=list)
+    fails_to_start: int = 0
+    window: int = 256
+    most: int = 64
+
+
+class FakeLLM:
+    def __init__(self, fake: Fake, arguments: dict[str, Any], tokenizer: Any) -> None:
+        if fake.fails_to_start:
+            fake.fails_to_start -= 1
+            raise RuntimeError("no room on the device")
+        fake.starts.append(arguments)
+        self.fake, self.tokenizer, self.dead = fake, tokenizer, asyncio.Event()
+        ends = SimpleNamespace(max_model_len=fake.window, try_get_generation_config=lambda: {"eos_token_id": [7, 2]})
+        scheduler = SimpleNamespace(max_num_seqs=arguments.get("max_num_seqs", fake.most))
+        self.vllm_config = SimpleNamespace(model_config=ends, scheduler_config=scheduler)
+
+    async def generate(self, prompt: Any, params: Any, number: str, **options: Any) -> AsyncIterator[Any]:
+        text = self.tokenizer.decode(prompt["prompt_token_ids"])
+        self.fake.calls.append((text, params, options))
+        if self.fake.dies(text):
+            self.dead.set()
+        else:
+            answering = asyncio.create_task(asyncio.sleep(0.01))
+            dying = asyncio.create_task(self.dead.wait())
+            await asyncio.wait([answering, dying], return_when=asyncio.FIRST_COMPLETED)
+            dying.cancel()
+        if self.dead.is_set():
+            raise Dead
+        ids = self.tokenizer("Fine.", add_special_tokens=False).input_ids
+        logprobs = [{token: SimpleNamespace(logprob=-float(n + 1)) for n, token in enumerate(params.ids)}]
+        answer = SimpleNamespace(token_ids=[*ids, 2], finish_reason="stop", logprobs=logprobs)
+        yield SimpleNamespace(prompt_token_ids=prompt["prompt_token_ids"], num_cached_tokens=5, outputs=[answer])
+
+    @property
+    def errored(self) -> bool:
+        return self.dead.is_set()
+
+    def shutdown(self) -> None:
+        self.dead.set()
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    from transformers import AutoTokenizer
+
+    from cai.engines.embedded import embedded_model
+
+    made = Fake()
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model()[0])
+
+    def start(arguments: Any, stat_loggers: list[Any]) -> FakeLLM:
+        made.gauges.append(stat_loggers[0](None, 0))
+        return FakeLLM(made, vars(arguments), tokenizer)
+
+    class Arguments(SimpleNamespace):
+        __dataclass_fields__ = dict.fromkeys(("tensor_parallel_size", "dtype", "data_parallel_size", "model"))
+
+    def params(**given: Any) -> Any:
+        return SimpleNamespace(ids=given.get("logprob_token_ids", []), **given)
+
+    parts = {
+        "vllm": SimpleNamespace(AsyncEngineArgs=Arguments),
+        "vllm.v1.engine.async_llm": SimpleNamespace(
+            AsyncLLM=SimpleNamespace(from_engine_args=start), EngineDeadError=Dead, EngineGenerateError=KeyError
+        ),
+        "vllm.platforms": SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: False)),
+        "vllm.sampling_params": SimpleNamespace(
+            SamplingParams=params, RequestOutputKind=SimpleNamespace(FINAL_ONLY="final")
+        ),
+    }
+    monkeypatch.setattr(module, "import_module", parts.__getitem__)
+    monkeypatch.setattr(module, "_installed", lambda: "transformers")
+    monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 0.001)
+    yield made
+
+
+def answers(requests: list[Request], spec: Spec | None = None) -> tuple[list[Any], VllmEngine]:
+    async def all_of_them() -> tuple[list[Any], VllmEngine]:
+        async with VllmEngine(spec or Spec("vllm", "embedded")) as engine:
+            return await asyncio.gather(*map(engine.complete, requests), return_exceptions=True), engine
+
+    return asyncio.run(all_of_them())
+
+
+def test_an_answer_is_read_without_its_end_token_and_a_forced_word_by_its_log_probability(fake: Fake):
+    (said, forced), _ = answers([asked(), asked(choices=("Yes", "No"), position=7)])
+    assert isinstance(said, Completion) and isinstance(forced, Completion)
+    assert (said.text, said.finish, said.cached_tokens, said.completion_tokens) == (
+        "Fine.",
+        "stop",
+        5,
+        len(said.token_ids) + 1,
+    )
+    assert (forced.text, forced.choice_logprobs, forced.completion_tokens) == ("Yes", (-1.0, -2.0), 1)
+    (_, sampled, first), (_, letters, second) = fake.calls
+    assert (sampled.max_tokens, sampled.temperature, sampled.top_p, sampled.seed) == (8, 0.7, 0.9, 3)
+    assert (letters.max_tokens, letters.temperature, len(letters.logprob_token_ids)) == (1, 0.0, 2)
+    assert (first["priority"], second["priority"]) == (0, 7)
+
+
+def test_a_death_loses_nothing(fake: Fake):
+    once = iter([True])
+    fake.dies = lambda prompt: "poison" in prompt and next(once, False)
+    completions, engine = answers([asked(f"word {n}") for n in range(8)] + [asked("poison")])
+    assert [one.text for one in completions] == ["Fine."] * 9
+    assert engine.restarts == 1 and len(fake.starts) == 2
+
+
+def test_a_call_that_kills_the_engine_is_refused_and_the_others_are_answered(fake: Fake):
+    fake.dies = lambda prompt: "poison" in prompt
+    completions, engine = answers([asked(f"word {n}") for n in range(8)] + [asked("poison")])
+    assert isinstance(completions.pop(), RequestRefused)
+    assert [one.text for one in completions] == ["Fine."] * 8
+    assert engine.restarts == 3, "twice with the others, once alone"
+
+
+def test_an_engine_that_dies_of_everything_is_given_up(fake: Fake):
+    fake.dies = lambda prompt: True
+    completions, _ = answers([asked(f"word {n}") for n in range(6)])
+    assert any(isinstance(one, EngineGaveUp) for one in completions)
+    assert len(fake.starts) <= module.MOST_ENDS
+
+
+def test_a_call_that_comes_after_a_death_is_not_blamed_for_it(fake: Fake):
+    once = iter([True])
+    fake.dies = lambda prompt: "poison" in prompt and next(once, False)
+
+    async def late() -> tuple[str, int]:
+        async with VllmEngine(Spec("vllm", "embedded")) as engine:
+            await asyncio.gather(*(engine.complete(asked(f"word {n}")) for n in range(3)))
+            engine._llm.dead.set()  # it dies while nobody asks
+            return (await engine.complete(asked())).text, engine.restarts
+
+    assert asyncio.run(late()) == ("Fine.", 1)
+    assert len(fake.calls) == 4, "the last one was sent once"
+
+
+def test_a_start_that_fails_is_tried_again(fake: Fake):
+    once = iter([True])
+
+    def dies(prompt: str) -> bool:
+        if next(once, False):
+            fake.fails_to_start = 1
+            return True
+        return False
+
+    fake.dies = dies
+    (completion,), engine = answers([asked()])
+    assert completion.text == "Fine." and engine.restarts == 1 and len(fake.starts) == 2
+
+
+def test_a_prompt_longer_than_the_window_is_refused_before_it_is_sent(fake: Fake):
+    (long, short), _ = answers([asked("word " * 300), asked()])
+    assert isinstance(long, RequestRefused) and "exceed the window of 256" in str(long)
+    assert short.text == "Fine." and len(fake.calls) == 1
+
+
+def test_what_changes_an_answer_is_in_the_model_s_name(fake: Fake):
+    plain, fast, other = (
+        VllmEngine(Spec("vllm", "embedded", options=options)).model
+        for options in ((), ("tensor_parallel_size=2",), ("dtype=float32",))
+    )
+    assert plain == fast and other == plain + ' {"dtype": "float32"}'
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("tensor_paralel_size=2", "Did you mean 'tensor_parallel_size'?"),
+        ("dtype", "no '='"),
+        ("model=x", "cai sets itself"),
+        ("dtype=[1", "cannot be read"),
+    ],
+)
+def test_engine_options_that_mean_nothing_are_refused(fake: Fake, option: str, said: str):
+    with pytest.raises(BadInput, match="--engine-option") as refused:
+        VllmEngine(Spec("vllm", "embedded", options=(option,)))
+    assert said in str(refused.value)
+
+
+def test_options_and_adapters_need_this_engine():
+    with pytest.raises(BadInput, match="--engine vllm"):
+        open_engine(Spec("transformers", "embedded", options=("dtype=auto",)))
+    with pytest.raises(BadInput, match="--adapter"):
+        open_engine(Spec("auto", "embedded", adapter="x"))
+
+
+def test_the_slots_grow_until_calls_wait_and_shrink_where_the_cache_is_full():
+    held = Held(100)
+    assert held.total(2) == 16, "before anything is known"
+    seen = []
+    for running in (8, 16, 26, 36):
+        held.record(0, running, 0, 0.1)
+        seen.append(held.total(1))
+    assert seen == [16, 24, 34, 45]
+    held.record(0, 45, 0, 0.95)
+    assert held.total(1) == 45, "a cache that is nearly full"
+    held.record(0, 30, 15, 0.99)
+    assert held.total(1) == 30
+    for _ in range(20):
+        held.record(0, held.total(1), 0, 0.1)
+    assert held.total(1) == 100, "never more than the most"
+    held.record(1, 5, 3, 0.5)
+    assert held.total(2) == 105
+
+
+def test_slots_are_what_the_scheduler_says(fake: Fake):
+    async def watched() -> list[int]:
+        async with VllmEngine(Spec("vllm", "embedded", slots=48)) as engine:
+            before = engine.slots
+            stats = SimpleNamespace(
+                num_running_reqs=20, num_waiting_reqs=1, num_skipped_waiting_reqs=1, kv_cache_usage=0.9
+            )
+            fake.gauges[-1].record(stats, None, engine_idx=0)
+            return [before, engine.slots]
+
+    assert asyncio.run(watched()) == [8, 20]
+    assert fake.starts[0]["max_num_seqs"] == 48
+
+
+def test_a_cancelled_call_leaves_the_door_open(fake: Fake):
+    async def cancelled() -> str:
+        async with VllmEngine(Spec("vllm", "embedded")) as engine:
+            task = asyncio.create_task(engine.complete(asked("slow")))
+            await asyncio.sleep(0.005)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            async with asyncio.timeout(5), engine._door.open(alone=True):
+                return (await asyncio.gather(asyncio.sleep(0, "in")))[0]
+
+    assert asyncio.run(cancelled()) == "in"
+
+
+# The real one
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
+def test_the_real_engine_answers_reuses_prefixes_and_survives_its_own_death():
+    async def live() -> None:
+        spec = Spec("vllm", "embedded", slots=16, options=("max_model_len=512",))
+        async with VllmEngine(spec) as engine:
+            first = await engine.complete(asked("Name a colour of the sky. " * 10, sampling=Sampling(40, 0.0)))
+            assert first.text and first.token_ids
+            turns = (
+                Message("user", "Name a colour of the sky. " * 10),
+                Message("assistant", first.text, first.token_ids, engine.model),
+                Message("user", "Is that a colour? Answer Yes or No."),
+            )
+            forced = await engine.complete(asked(messages=turns, choices=("Yes", "No")))
+            assert forced.choice_logprobs is not None and max(forced.choice_logprobs) < 0
+            # Whole blocks of 32 of what was read and generated are in the cache.
+            assert forced.cached_tokens >= (first.prompt_tokens + len(first.token_ids)) // 32 * 32 - 32
+            long = await asyncio.gather(engine.complete(asked("word " * 600)), return_exceptions=True)
+            assert isinstance(long[0], RequestRefused)
+            waiting = [
+                asyncio.create_task(engine.complete(asked(f"Count to {n}.", sampling=Sampling(200)))) for n in range(8)
+            ]
+            await asyncio.sleep(1)
+            assert not any(task.done() for task in waiting)
+            for pid in workers():
+                os.kill(pid, signal.SIGKILL)
+            answered = await asyncio.gather(*waiting)
+            assert all(one.text for one in answered) and engine.restarts == 1
+
+    asyncio.run(live())
+
+
+def workers() -> list[int]:
+    """The processes of vLLM's engine that this one has started, and those that they have."""
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    return [one.pid for one in children if "resource_tracker" not in " ".join(one.cmdline())]
