@@ -290,9 +290,13 @@ def _language_changed(attempt: Attempt) -> bool:
     new = language_of(attempt.revision, letters=20, probability=0.95)
     if new is None or _TRANSLATE.search(attempt.conversation):
         return False
-    turns = [attempt.answer, *attempt.conversation.split("\n\n")]
-    old = {language_of(text, letters=12, probability=0.5) for text in turns} - {None}
-    return bool(old) and new not in old
+    told = False
+    for text in (attempt.answer, *attempt.conversation.split("\n\n")):
+        old = language_of(text, letters=12, probability=0.5)
+        if old == new:
+            return False
+        told = told or old is not None
+    return told
 
 
 def _off_topic(attempt: Attempt) -> bool:
@@ -301,10 +305,10 @@ def _off_topic(attempt: Attempt) -> bool:
     Small models turn to what the principle is about, or to a worked example. It takes a conversation of some length to
     tell: at least 20 words that are not common, in English; words count as equal from their first five letters.
     """
-    if language_of(attempt.revision, letters=20, probability=0.95) != "en":
-        return False
     new, known = content_of(attempt.revision), content_of(_before(attempt))
-    return len(new) >= 8 and len(known) >= 20 and len(new & known) < 0.1 * len(new)
+    if len(new) < 8 or len(known) < 20 or len(new & known) >= 0.1 * len(new):
+        return False
+    return language_of(attempt.revision, letters=20, probability=0.95) == "en"
 
 
 def _needless_refusal(attempt: Attempt) -> bool:

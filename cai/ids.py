@@ -10,14 +10,15 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
 
 def digest(value: object) -> str:
     """The sha256, in hex, of `value` (JSON types only) in one canonical spelling.
 
     Non-ASCII is escaped, so that even a lone surrogate, which UTF-8 cannot hold, has an address.
     """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(value).encode("ascii")).hexdigest()
 
 
 def file_digest(path: Path) -> str:

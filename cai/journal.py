@@ -11,13 +11,14 @@ import os
 import time
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from cai.engines import Completion, Engine, Request
 from cai.errors import BadInput
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 _COMPLETION_FIELDS = tuple(field.name for field in fields(Completion))
 
 
@@ -104,7 +105,7 @@ class Journal:
             begun = time.monotonic()
             completion = await engine.complete(request)
             named = {"key": key, "purpose": request.purpose, "row_id": request.row_id, "model": engine.model}
-            self._write({**named, "seconds": round(time.monotonic() - begun, 3), **asdict(completion)})
+            self._write({**named, "seconds": round(time.monotonic() - begun, 3), **_fields(completion)})
         finally:
             del self._under_way[key]
             done.set()  # whoever waited finds the answer, or asks
@@ -118,11 +119,15 @@ class Journal:
         return entry
 
     def _write(self, entry: dict[str, Any]) -> None:
-        text = json.dumps(entry, separators=(",", ":"))
+        text = _ENCODER.encode(entry)
         line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
         while line:
             line = line[os.write(self._file, line) :]
         self._finished[entry["key"]] = entry
+
+
+def _fields(completion: Completion) -> dict[str, Any]:
+    return {name: getattr(completion, name) for name in _COMPLETION_FIELDS}
 
 
 def _completion(entry: dict[str, Any]) -> Completion:

@@ -8,7 +8,7 @@ from people and from models goes in as values and is never rendered as a templat
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +39,7 @@ VARIABLES: dict[str, frozenset[str]] = {
     "judge_letter": frozenset({"principle"}),
     "judge_alone": frozenset({"principle"}),
 }
+_OF_A_ROW = frozenset({"conversation", "first", "second"})
 # Which of them the supervised phase uses, and which each mode of the judge.
 SUPERVISED = ("respond", "choose", "gate", "critique", "revise")
 JUDGE = {"logprob": ("judge",), "reasoned": ("judge_reasoned", "judge_letter"), "pointwise": ("judge_alone",)}
@@ -74,6 +75,8 @@ class Templates:
     paths: Mapping[str, Path]
     sha: str
     shown: frozenset[str]
+    # What does not depend on a row is rendered once; the sandbox takes its time.
+    _rendered: dict[object, str] = field(default_factory=dict[object, str], compare=False, repr=False)
 
     def render(self, name: str, principle: Principle | None = None, **given: object) -> str:
         """The text of template `name`, stripped of outer white space.
@@ -81,6 +84,14 @@ class Templates:
         `given` are `question`, the constitution's own for the gate; `options`, the letters and principles for the
         choice; `conversation`, `first` and `second`, the messages and the two answers that are compared.
         """
+        if given.keys() & _OF_A_ROW:
+            return self._render(name, principle, given)
+        known = (name, principle, *given.items())
+        if known not in self._rendered:
+            self._rendered[known] = self._render(name, principle, given)
+        return self._rendered[known]
+
+    def _render(self, name: str, principle: Principle | None, given: Mapping[str, object]) -> str:
         values: dict[str, Any] = {"question": None, "options": (), "examples": self.examples.get(name, ()), **given}
         values["principle"] = principle
         return self.compiled[name].render({key: values[key] for key in VARIABLES[name]}).strip()

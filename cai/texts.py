@@ -1,7 +1,7 @@
 """Reading a text: its words, sentences and language, what it is about, and how much of it stands in another one."""
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 
@@ -25,10 +25,11 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def phrases(text: str, words: int = 8) -> set[str]:
+@lru_cache(maxsize=512)  # several checks look at the same few texts
+def phrases(text: str, words: int = 8) -> frozenset[str]:
     """Every run of so many words in a text, in lower case and without punctuation."""
     found = words_of(text)
-    return {" ".join(found[n : n + words]) for n in range(len(found) - words + 1)}
+    return frozenset(" ".join(found[n : n + words]) for n in range(len(found) - words + 1))
 
 
 def share_copied(text: str, source: str, known: str) -> float:
@@ -52,6 +53,7 @@ _COMMON = frozenset(
 )
 
 
+@lru_cache(maxsize=512)
 def language_of(text: str, letters: int, probability: float) -> str | None:
     """The language of a text with at least so many letters, if it is at least so probable."""
     if sum(letter.isalpha() for letter in text) < letters:
