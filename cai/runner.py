@@ -70,7 +70,8 @@ class InFlight:
         while self.rows and (self.rows == self.most_rows or 2 * self.calls >= 3 * self.slots()):
             self._changed.clear()
             with suppress(TimeoutError):  # the slots may have grown without a word
-                await asyncio.wait_for(self._changed.wait(), 0.05)
+                async with asyncio.timeout(0.05):
+                    await self._changed.wait()
         self.change(rows=1, calls=1)
         return _RowInFlight(self)
 
