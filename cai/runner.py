@@ -67,6 +67,7 @@ class InFlight:
 
     async def begin(self) -> "_RowInFlight":
         """Wait for room, and take it."""
+        await asyncio.sleep(0)  # the row before has asked by now
         while self.rows and (self.rows == self.most_rows or 2 * self.calls >= 3 * self.slots()):
             self._changed.clear()
             with suppress(TimeoutError):  # the slots may have grown without a word
