@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.runs import Silent
 from benchmarks.texts import heavy_tailed_words
 from cai.settings import ReviseSettings
 from cai.stages import revise_stage
@@ -65,18 +66,6 @@ def _apart(rows: int, seed: int) -> dict[str, float]:
     return json.loads(told.splitlines()[-1])
 
 
-class _Silent:
-    def begin(self, stage: str, rows: int, finished: int) -> None: ...
-
-    def row(self, kept: bool) -> None: ...
-
-    def shard(self, path: Path, rows: int, drops: int) -> None: ...
-
-    def end(self) -> None: ...
-
-    def say(self, sentence: str) -> None: ...
-
-
 def _run(rows: int, seed: int, folder: Path) -> dict[str, float]:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -89,7 +78,7 @@ def _run(rows: int, seed: int, folder: Path) -> dict[str, float]:
     )
     before = _peak_mb()
     begun = time.perf_counter()
-    outcome = asyncio.run(revise_stage(settings, _Silent()))
+    outcome = asyncio.run(revise_stage(settings, Silent()))
     seconds = time.perf_counter() - begun
     calls = outcome.session.asked_calls
     assert calls == 5 * rows, f"{calls} calls for {rows} rows"

@@ -1,0 +1,37 @@
+"""What the benchmarks share: a watch that says nothing, and a stage that runs on an engine of our own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cai import stages
+from cai.engines import Engine
+from cai.settings import ReviseSettings
+from cai.stages import Outcome, revise_stage
+
+
+class Silent:
+    """A watch that says nothing; `done` is called for each row that is done."""
+
+    def __init__(self, done: Callable[[], None] = lambda: None) -> None:
+        self._done = done
+
+    def begin(self, stage: str, rows: int, finished: int) -> None: ...
+
+    def row(self, kept: bool) -> None:
+        self._done()
+
+    def shard(self, path: Path, rows: int, drops: int) -> None: ...
+
+    def end(self) -> None: ...
+
+    def say(self, sentence: str) -> None: ...
+
+
+async def revise_on(engine: Engine, settings: ReviseSettings, done: Callable[[], None] = lambda: None) -> Outcome:
+    """`cai revise` with every role played by `engine`."""
+    real = stages.open_engine
+    stages.open_engine = lambda spec: engine
+    try:
+        return await revise_stage(settings, Silent(done))
+    finally:
+        stages.open_engine = real
