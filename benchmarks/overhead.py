@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import resource
 import subprocess
 import sys
@@ -20,8 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.runs import Silent
-from benchmarks.texts import heavy_tailed_words
+from benchmarks.runs import Silent, write_prompts
 from cai.settings import ReviseSettings
 from cai.stages import revise_stage
 
@@ -69,12 +67,9 @@ def _apart(rows: int, seed: int) -> dict[str, float]:
 def _run(rows: int, seed: int, folder: Path) -> dict[str, float]:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    chance = random.Random(seed)
-    with (folder / "prompts.jsonl").open("w") as file:
-        for number in range(rows):
-            file.write(json.dumps({"id": f"row-{number}", "prompt": heavy_tailed_words(chance)}) + "\n")
+    prompts = write_prompts(folder, rows, seed)
     settings = ReviseSettings(
-        prompts=str(folder / "prompts.jsonl"), out=str(folder / "run"), engine="scripted", rounds=1, gate_threshold=0.0
+        prompts=str(prompts), out=str(folder / "run"), engine="scripted", rounds=1, gate_threshold=0.0
     )
     before = _peak_mb()
     begun = time.perf_counter()

@@ -1,8 +1,11 @@
 """What the benchmarks share: a watch that says nothing, and a stage that runs on an engine of our own."""
 
+import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.texts import heavy_tailed_words
 from cai import stages
 from cai.engines import Engine
 from cai.settings import ReviseSettings
@@ -35,3 +38,14 @@ async def revise_on(engine: Engine, settings: ReviseSettings, done: Callable[[],
         return await revise_stage(settings, Silent(done))
     finally:
         stages.open_engine = real
+
+
+def write_prompts(folder: Path, rows: int, seed: int) -> Path:
+    """A file of made-up prompts with heavy-tailed lengths."""
+    chance = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "prompts.jsonl"
+    with path.open("w") as file:
+        for number in range(rows):
+            file.write(json.dumps({"id": f"row-{number}", "prompt": heavy_tailed_words(chance)}) + "\n")
+    return path

@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.runs import revise_on
-from benchmarks.texts import heavy_tailed, heavy_tailed_words
+from benchmarks.runs import revise_on, write_prompts
+from benchmarks.texts import heavy_tailed
 from cai.engines import Completion, Request
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.settings import ReviseSettings
@@ -71,13 +71,10 @@ def main() -> None:
 
 
 async def _measure(options: argparse.Namespace) -> dict[str, float]:
-    chance = random.Random(options.seed)
     engine = Metered(options.slots, options.seconds, options.seed)
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        prompts = Path(folder) / "prompts.jsonl"
-        lines = [{"id": f"row-{number}", "prompt": heavy_tailed_words(chance)} for number in range(options.rows)]
-        prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        prompts = write_prompts(Path(folder), options.rows, options.seed)
         settings = ReviseSettings(prompts=str(prompts), out=f"{folder}/run", engine="scripted", rounds=2)
         await revise_on(engine, settings, lambda: ends.append(time.perf_counter()))
     nearly = sorted(ends)[int(0.98 * len(ends)) - 1]
