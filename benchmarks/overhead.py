@@ -43,6 +43,8 @@ def main() -> None:
         print("large", large, file=sys.stderr)
         figures |= {"peak_mb_200k": large["peak_mb"], "rows_per_second_200k": large["rows_per_second"]}
         figures["memory_ratio"] = round(large["peak_mb"] / small["peak_mb"], 3)
+        grown = (one["peak_mb"] - one["mb_before"] for one in (large, small))
+        figures["memory_ratio_without_libraries"] = round(next(grown) / next(grown), 3)
     print(json.dumps(figures))
 
 

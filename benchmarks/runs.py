@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Self
 
 from benchmarks.texts import heavy_tailed_words
 from cai import stages
@@ -31,9 +32,9 @@ class Silent:
 
 
 async def revise_on(engine: Engine, settings: ReviseSettings, done: Callable[[], None] = lambda: None) -> Outcome:
-    """`cai revise` with every role played by `engine`."""
+    """`cai revise` with every role played by `engine`, which is open already and stays so."""
     real = stages.open_engine
-    stages.open_engine = lambda spec: engine
+    stages.open_engine = lambda spec: _Open(engine)
     try:
         return await revise_stage(settings, Silent(done))
     finally:
@@ -49,3 +50,19 @@ def write_prompts(folder: Path, rows: int, seed: int) -> Path:
         for number in range(rows):
             file.write(json.dumps({"id": f"row-{number}", "prompt": heavy_tailed_words(chance)}) + "\n")
     return path
+
+
+class _Open:
+    """An engine that is neither opened nor closed by who uses it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None

@@ -42,6 +42,6 @@ class RowDropped(Exception):
         self.reason, self.detail, self.raw = reason, detail, raw
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """The first line of what a library says, for a sentence of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

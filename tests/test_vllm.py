@@ -38,7 +38,10 @@ class Fake:
     starts: list[dict[str, Any]] = field(default_factory=list)
     calls: list[tuple[str, Any, dict[str, Any]]] = field(default_factory=list)
     gauges: list[Any] = field(default_factory=list)
+    made: list["FakeLLM"] = field(default_factory=list)
     fails_to_start: int = 0
+    reasons: list[str] = field(default_factory=list)
+    fails: dict[str, Exception] = field(default_factory=dict)
     window: int = 256
     most: int = 64
 
@@ -49,6 +52,7 @@ class FakeLLM:
             fake.fails_to_start -= 1
             raise RuntimeError("no room on the device")
         fake.starts.append(arguments)
+        fake.made.append(self)
         self.fake, self.tokenizer, self.dead = fake, tokenizer, asyncio.Event()
         ends = SimpleNamespace(max_model_len=fake.window, try_get_generation_config=lambda: {"eos_token_id": [7, 2]})
         scheduler = SimpleNamespace(max_num_seqs=arguments.get("max_num_seqs", fake.most))
@@ -66,9 +70,13 @@ class FakeLLM:
             dying.cancel()
         if self.dead.is_set():
             raise Dead
+        for word, error in self.fake.fails.items():
+            if word in text:
+                raise error
+        reason = self.fake.reasons.pop() if self.fake.reasons else "stop"
         ids = self.tokenizer("Fine.", add_special_tokens=False).input_ids
         logprobs = [{token: SimpleNamespace(logprob=-float(n + 1)) for n, token in enumerate(params.ids)}]
-        answer = SimpleNamespace(token_ids=[*ids, 2], finish_reason="stop", logprobs=logprobs)
+        answer = SimpleNamespace(token_ids=[*ids, 2], finish_reason=reason, logprobs=logprobs)
         yield SimpleNamespace(prompt_token_ids=prompt["prompt_token_ids"], num_cached_tokens=5, outputs=[answer])
 
     @property
@@ -103,6 +111,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
         "vllm.v1.engine.async_llm": SimpleNamespace(
             AsyncLLM=SimpleNamespace(from_engine_args=start), EngineDeadError=Dead, EngineGenerateError=KeyError
         ),
+        "vllm.exceptions": SimpleNamespace(VLLMClientError=LookupError),
         "vllm.platforms": SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: False)),
         "vllm.sampling_params": SimpleNamespace(
             SamplingParams=params, RequestOutputKind=SimpleNamespace(FINAL_ONLY="final")
@@ -157,8 +166,40 @@ def test_a_call_that_kills_the_engine_is_refused_and_the_others_are_answered(fak
 def test_an_engine_that_dies_of_everything_is_given_up(fake: Fake):
     fake.dies = lambda prompt: True
     completions, _ = answers([asked(f"word {n}") for n in range(6)])
-    assert any(isinstance(one, EngineGaveUp) for one in completions)
+    assert all(isinstance(one, EngineGaveUp) for one in completions), "no row is to blame"
     assert len(fake.starts) <= module.MOST_ENDS
+
+
+def test_an_answer_that_was_aborted_is_asked_again(fake: Fake):
+    """An engine that is told to end finishes all it has with the reason "abort"."""
+    fake.reasons = ["abort"] * 4
+    completions, engine = answers([asked(f"word {n}") for n in range(4)])
+    assert [(one.text, one.finish) for one in completions] == [("Fine.", "stop")] * 4 and engine.restarts == 1
+
+
+def test_what_vllm_finds_wrong_with_one_call_is_that_call_s_drop(fake: Fake):
+    fake.fails = {"word 1": KeyError("odd"), "word 2": LookupError("too many tokens"), "word 3": ValueError("no")}
+    completions, engine = answers([asked(f"word {n}") for n in range(5)])
+    assert [isinstance(one, RequestRefused) for one in completions] == [False, True, True, True, False]
+    assert engine.restarts == 0 and "too many tokens" in str(completions[2])
+
+
+def test_a_cancelled_call_leaves_one_start_behind_and_the_end_waits_for_it(fake: Fake):
+    async def cancelled() -> int:
+        async with VllmEngine(Spec("vllm", "embedded")) as engine:
+            engine._llm.dead.set()
+            first, second = (asyncio.create_task(engine.complete(asked(f"word {n}"))) for n in range(2))
+            await asyncio.sleep(0)
+            first.cancel()
+            assert (await second).text == "Fine."
+            engine._llm.dead.set()
+            late = asyncio.create_task(engine.complete(asked()))
+            await asyncio.sleep(0)
+            late.cancel()
+        return len(fake.starts)
+
+    assert asyncio.run(cancelled()) <= 3
+    assert all(llm.dead.is_set() for llm in fake.made), "nothing is left running"
 
 
 def test_a_call_that_comes_after_a_death_is_not_blamed_for_it(fake: Fake):
@@ -275,6 +316,7 @@ def test_a_cancelled_call_leaves_the_door_open(fake: Fake):
 
 
 @pytest.mark.vllm
+@pytest.mark.timeout(900)  # it starts the engine twice
 @pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
 def test_the_real_engine_answers_reuses_prefixes_and_survives_its_own_death():
     async def live() -> None:

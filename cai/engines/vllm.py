@@ -25,24 +25,29 @@ from typing import Any, Self
 
 import yaml
 
-from cai.engines import Completion, Request, Spec
+from cai.engines import Completion, Request, Sampling, Spec
 from cai.engines.chat import choice_ids, encode
 from cai.engines.local import find_adapter, find_model
 from cai.errors import BadInput, EngineGaveUp, RequestRefused, brief
 from cai.ids import digest
+from cai.rows import Message
 
 # Engine arguments that change when an answer comes and not what it says. Every other one becomes part of the model's
 # name, and so of each call's address.
 ONLY_SPEED = {
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel"),
     *("gpu_memory_utilization", "kv_cache_memory_bytes", "block_size", "enable_prefix_caching", "enforce_eager"),
-    *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "cpu_offload_gb"),
-    *("compilation_config", "distributed_executor_backend", "load_format", "download_dir", "max_lora_rank"),
+    *("max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "cpu_offload_gb", "compilation_config"),
+    *("distributed_executor_backend", "download_dir", "max_lora_rank"),
 }
-OURS = {"model", "revision", "tokenizer", "trust_remote_code", "scheduling_policy", "enable_lora"}
+# What cai sets itself, and what must not come to stand in a name.
+OURS = {
+    *("model", "revision", "tokenizer", "trust_remote_code", "scheduling_policy", "enable_lora", "disable_log_stats"),
+    "hf_token",
+}
 # Ends in a row, with no answer between them, after which the engine is given up.
 MOST_ENDS = 5
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
+FIRST_PAUSE_SECONDS = 1.0
 CPU_CACHE_BYTES = 2 << 30
 
 log = logging.getLogger(__name__)
@@ -85,6 +90,8 @@ class VllmEngine:
         # Before vLLM is imported. Whoever wants its messages or statistics sets these otherwise.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        # A forked child would hold this process's locks and open files, the run's among them, for as long as it lives.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         self._options = engine_options(spec.options)
         self._source, self._revision, self.model = find_model(spec.model or "embedded", spec.trust_remote_code)
         self._adapter, adapter = find_adapter(spec.adapter) if spec.adapter else (None, None)
@@ -105,8 +112,9 @@ class VllmEngine:
         if not self._tokenizer.chat_template:
             remedy = "Take its instruct version."
             raise BadInput(f"--model {self._source}", "no chat template", "an instruction-tuned model", remedy)
-        self._door, self._reviving = _Door(), asyncio.Lock()
-        self._ends = 0
+        self._door = _Door()
+        self._revival: asyncio.Task[None] | None = None
+        self._closing, self._ends = False, 0
         try:
             self._llm: Any = await asyncio.to_thread(self._start)
         except (OSError, ValueError, RuntimeError) as error:
@@ -118,6 +126,9 @@ class VllmEngine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closing = True
+        if self._revival is not None:  # a start that is under way cannot be broken off, only waited for
+            await asyncio.gather(self._revival, return_exceptions=True)
         await asyncio.to_thread(self._llm.shutdown)
 
     def versions(self) -> Mapping[str, str]:
@@ -148,6 +159,7 @@ class VllmEngine:
                 else:
                     self._ends = 0
                     return self._completion(request, output, words)
+        await self._prove()
         raise RequestRefused("the engine died of this call three times, the last time with no other beside it")
 
     async def _generate(self, llm: Any, request: Request, prompt_ids: list[int], words: tuple[int, ...]) -> Any:
@@ -158,16 +170,23 @@ class VllmEngine:
         number = str(next(self._numbers))
         try:
             outputs = [one async for one in llm.generate({"prompt_token_ids": prompt_ids}, params, number, **options)]
-        except (ValueError, self._failed) as error:  # what vLLM finds wrong with this one call
-            raise RequestRefused(brief(error)) from error
-        return outputs[-1]
+        except (ValueError, self._refusal, self._failed) as error:
+            if llm.errored:
+                raise self._dead from error
+            raise RequestRefused(brief(error.__cause__ or error)) from error  # what it finds wrong with this one call
+        match outputs[-1].outputs[0].finish_reason:
+            case "stop" | "length":
+                return outputs[-1]
+            case "abort":  # somebody has told the engine's process to end
+                raise self._dead
+            case other:
+                raise RequestRefused(f"vLLM ended the answer with '{other}'")
 
     def _params(self, request: Request, words: tuple[int, ...]) -> Any:
         made: Any = import_module("vllm.sampling_params")
         shared: dict[str, Any] = {"output_kind": made.RequestOutputKind.FINAL_ONLY, "detokenize": False}
         if words:
-            forced = {"logprobs": len(words), "logprob_token_ids": list(words)}
-            return made.SamplingParams(max_tokens=1, temperature=0.0, **forced, **shared)
+            return made.SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=list(words), **shared)
         sampling = request.sampling
         seed = request.seed % 2**63 if self._takes_seeds and sampling.temperature > 0 else None
         return made.SamplingParams(
@@ -218,6 +237,7 @@ class VllmEngine:
         llm: Any = engine.AsyncLLM.from_engine_args(arguments, stat_loggers=[self._gauge])
         self._dead: type[Exception] = engine.EngineDeadError
         self._failed: type[Exception] = engine.EngineGenerateError
+        self._refusal: type[Exception] = import_module("vllm.exceptions").VLLMClientError
         self._takes_seeds = not on_cpu
         self._lora: Any = None
         if self._adapter:
@@ -231,32 +251,45 @@ class VllmEngine:
         return _Gauge(lambda running, waiting, usage: self._held.record(rank, running, waiting, usage))
 
     async def _revive(self, dead: Any) -> None:
-        """Start the engine anew; the first of the calls that saw it die does it, and the others wait.
+        """Start the engine anew; the first of the calls that saw it die begins it, and all of them wait.
 
         Raises EngineGaveUp if it has died too often without an answer in between.
         """
-        async with self._reviving:
-            if self._llm is not dead:
+        if self._llm is dead:
+            if self._revival is None or self._revival.done():
+                self._revival = asyncio.create_task(self._start_anew(dead))
+            await asyncio.shield(self._revival)  # one call that is cancelled must not leave a second start behind it
+
+    async def _start_anew(self, dead: Any) -> None:
+        await asyncio.to_thread(dead.shutdown)
+        while True:
+            self._ends += 1
+            if self._ends >= MOST_ENDS:
+                raise EngineGaveUp(
+                    f"vLLM's engine has died {self._ends} times without an answer in between. Its messages are above; "
+                    "the same command goes on from here."
+                )
+            log.warning("vLLM's engine has died; it is started anew, and what was in flight is asked again.")
+            # Time also for a Ctrl-C, which reaches the engine's process before this one acts on it.
+            await asyncio.sleep(FIRST_PAUSE_SECONDS * 2 ** (self._ends - 1))
+            if self._closing:
                 return
-            pause = FIRST_PAUSE_SECONDS
-            await asyncio.to_thread(dead.shutdown)
-            while True:
-                self._ends += 1
-                if self._ends >= MOST_ENDS:
-                    raise EngineGaveUp(
-                        f"vLLM's engine has died {self._ends} times without an answer in between. Its messages are "
-                        "above; the same command goes on from here."
-                    )
-                log.warning("vLLM's engine has died; it is started anew, and what was in flight is asked again.")
-                # Time also for a Ctrl-C, which reaches the engine's process before this one acts on it.
-                await asyncio.sleep(pause * 2 ** (self._ends - 1))
-                try:
-                    self._llm = await asyncio.to_thread(self._start)
-                except (OSError, ValueError, RuntimeError) as error:
-                    log.warning("It does not start: %s", brief(error))
-                    continue
-                self.restarts += 1
-                return
+            try:
+                self._llm = await asyncio.to_thread(self._start)
+            except (OSError, ValueError, RuntimeError) as error:
+                log.warning("It does not start: %s", brief(error))
+                continue
+            self.restarts += 1
+            return
+
+    async def _prove(self) -> None:
+        """Raise EngineGaveUp if the engine dies of a call that nothing is wrong with: then no row is to blame."""
+        innocent = Request("probe", "", (Message("user", "Hello"),), Sampling(1, 0.0), 0)
+        llm = self._llm
+        try:
+            await self._generate(llm, innocent, encode(self._tokenizer, self.model, innocent.messages), ())
+        except self._dead as error:
+            raise EngineGaveUp("vLLM's engine dies of every call. Its messages are above.") from error
 
 
 @dataclass(slots=True)
