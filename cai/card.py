@@ -58,6 +58,9 @@ def _front(manifest: Json) -> str:
         {
             "config_name": config,
             **({"default": True} if config == there[0] else {}),
+            # load_dataset keeps what it has read by the folder's name and this text, not by the files: without a digest
+            # of them, a dataset that was exported anew would be read from that cache as it was before.
+            "description": f"content {manifest['content_sha'][:16]}",
             "data_files": [
                 {"split": split, "path": f"{config}/{split}-*.parquet"}
                 for split in SPLITS

@@ -136,6 +136,7 @@ def export(run: Run, out: Path, method: ExportMethod, command: str, say: Callabl
         say(sentence)
     with new_folder(out) as folder:
         files = write_configs(folder, tables) + write_view(folder, method.trainer, view)
+        manifest["content_sha"] = digest([[file["path"], file["sha256"]] for file in files])
         text = card(manifest, _constitutions(run))
         manifest["files"] = [*files, write_text(folder, folder / "README.md", text)]
         write_text(folder, folder / "manifest.json", json_text(manifest))

@@ -1,6 +1,10 @@
 """Helpers that several tests share: rows, roles played by scripted engines, a constitution, a quiet watch."""
 
+import atexit
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,10 @@ from cai.engines.scripted import ScriptedEngine
 from cai.revise import Method, Roles
 from cai.rows import Message, Row
 from cai.templates import Templates, load_templates
+
+# Datasets that a test loads are cached in a folder of this session, and found by no other one.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="cai-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 class Quiet:

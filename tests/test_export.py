@@ -218,6 +218,16 @@ def test_load_dataset_reads_every_config_and_split_offline(tmp_path: Path, monke
     assert [turn["role"] for turn in first["prompt"]] == ["user"] and first["chosen"][0]["role"] == "assistant"
 
 
+def test_a_dataset_that_was_exported_anew_is_not_read_from_a_cache(tmp_path: Path):
+    """datasets caches a folder by its name and its card's front, not by its files."""
+    from datasets import load_dataset
+
+    out = tmp_path / "the-same-name"
+    for rows in (20, 30):
+        make(some_run(tmp_path / f"run-{rows}", rows), out, test_share=0.0)
+        assert len(load_dataset(str(out), "preference")["train"]) == rows
+
+
 def test_the_footer_carries_the_features_and_the_page_index(tmp_path: Path):
     make(some_run(tmp_path / "run"), tmp_path / "out")
     metadata = pq.read_metadata(tmp_path / "out" / "reward" / "train-00000-of-00001.parquet")
