@@ -9,16 +9,14 @@ command again goes on where it stopped. Further settings of `cai calibrate` come
 """
 
 import argparse
-import asyncio
-import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.runs import run_variants
+from cai import markdown
 from cai.calibrate import judge_figures, temperature_figures
 from cai.constitution import load_constitution
-from cai.errors import CaiError
 from cai.label import label, soft_label
 from cai.progress import Progress
 from cai.rows import Verdict
@@ -43,14 +41,7 @@ def main() -> None:
     parser.add_argument("--model", help="the judge, or 'embedded'")
     parser.add_argument("--limit", type=int, help="gold pairs to read")
     parser.add_argument("--out", required=True, help="folder for the verdicts of each variant")
-    parser.add_argument("--variant", action="append", choices=list(VARIANTS), help="only these; several times")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of a table")
-    options = parser.parse_args()
-    try:
-        figures = asyncio.run(_measure(options))
-    except CaiError as error:
-        sys.exit(f"{error}")
-    print(json.dumps(figures, indent=2) if options.json else table(figures))
+    run_variants(parser, VARIANTS, _measure, table)
 
 
 async def _measure(options: argparse.Namespace) -> dict[str, Json]:
@@ -74,16 +65,15 @@ def _one_order(settings: CalibrateSettings, folder: str) -> Json:
     """The figures if each pair had been asked about in the order "ab" only."""
     run, constitution = open_run(folder), load_constitution(settings.constitution)
     weights, rule = constitution.weights(), settings.judging().rule
+    rows = [{**row, "order": "none"} for row in run.records("verdicts") if row["order"] == "ab"]
     half: dict[str, list[Verdict]] = {}
-    for row in run.records("verdicts"):
-        if row["order"] == "ab":
-            half.setdefault(row["pair_id"], []).append(replace(Verdict(**row), order="none"))
+    for row in rows:
+        half.setdefault(row["pair_id"], []).append(Verdict(**row))
     told = {pair_id: label(verdicts, weights, rule) for pair_id, verdicts in half.items()}
     labels = [
         {"pair_id": pair_id, "judged": one.chosen, "probability_a": one.probability_a, "reason": one.reason}
         for pair_id, one in told.items()
     ]
-    rows = [{**row, "order": "none"} for row in run.records("verdicts") if row["order"] == "ab"]
     pairs = list(run.records("pairs"))
     figures = judge_figures(pairs, rows, labels)
     figures["temperature"] = temperature_figures(gather(pairs, rows, labels, weights), soft_label)
@@ -92,9 +82,8 @@ def _one_order(settings: CalibrateSettings, folder: str) -> Json:
 
 def table(figures: dict[str, Json]) -> str:
     """The figures as Markdown, a line for each variant."""
-    lines = [f"| {' | '.join(['judge', *_COLUMNS])} |", "|---" * (len(_COLUMNS) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(cell(one) for cell in _COLUMNS.values())} |" for name, one in figures.items()]
-    return "\n".join(lines)
+    rows = [[name, *(cell(one) for cell in _COLUMNS.values())] for name, one in figures.items()]
+    return "\n".join(markdown.table(["judge", *_COLUMNS], rows)).rstrip()
 
 
 def _rate(rate: Json) -> str:

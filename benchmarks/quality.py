@@ -9,13 +9,13 @@ file is one of `cai revise`, without prompts and out.
 """
 
 import argparse
-import asyncio
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from cai.errors import CaiError, CheckFailed
+from benchmarks.runs import run_variants
+from cai import markdown
+from cai.errors import CheckFailed
 from cai.progress import Progress
 from cai.refusals import is_refusal
 from cai.settings import ReviseSettings, load_settings
@@ -37,14 +37,7 @@ def main() -> None:
     parser.add_argument("--benign", default="benign", help="benign prompts (default: the shipped ones)")
     parser.add_argument("--out", required=True, help="folder for the runs")
     parser.add_argument("--limit", type=int, help="rows of each set")
-    parser.add_argument("--variant", action="append", choices=list(VARIANTS), help="only these; several times")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of a table")
-    options = parser.parse_args()
-    try:
-        figures = asyncio.run(_measure(options))
-    except CaiError as error:
-        sys.exit(f"{error}")
-    print(json.dumps(figures, indent=2) if options.json else table(figures))
+    run_variants(parser, VARIANTS, _measure, table)
 
 
 async def _measure(options: argparse.Namespace) -> dict[str, dict[str, Json]]:
@@ -102,11 +95,9 @@ def measure(folder: str) -> Json:
 def table(figures: dict[str, dict[str, Json]]) -> str:
     """The figures as Markdown, one column for each variant and set."""
     columns = [(variant, kind, one) for variant, kinds in figures.items() for kind, one in kinds.items()]
-    lines = ["| | " + " | ".join(f"{variant}, {kind}" for variant, kind, _ in columns) + " |"]
-    lines.append("|---|" + "---|" * len(columns))
-    for title, cell in _LINES.items():
-        lines.append(f"| {title} | " + " | ".join(cell(one) for _, _, one in columns) + " |")
-    return "\n".join(lines)
+    header = ["", *(f"{variant}, {kind}" for variant, kind, _ in columns)]
+    rows = [[title, *(cell(one) for _, _, one in columns)] for title, cell in _LINES.items()]
+    return "\n".join(markdown.table(header, rows)).rstrip()
 
 
 def _share(part: int, whole: int) -> str:

@@ -1,16 +1,38 @@
-"""What the benchmarks share: a watch that says nothing, and a stage that runs on an engine of our own."""
+"""What the benchmarks share: the command of those that compare variants, made-up prompts, and a stage that runs
+unwatched on an engine of our own."""
 
+import argparse
+import asyncio
 import json
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.texts import heavy_tailed_words
 from cai import stages
 from cai.engines import Engine
+from cai.errors import CaiError
 from cai.settings import ReviseSettings
 from cai.stages import Outcome, revise_stage
+
+
+def run_variants(
+    parser: argparse.ArgumentParser,
+    variants: Iterable[str],
+    measure: Callable[[argparse.Namespace], Coroutine[Any, Any, dict[str, Any]]],
+    table: Callable[[dict[str, Any]], str],
+) -> None:
+    """The command of a benchmark that compares variants: parse, measure, and print a table or JSON."""
+    parser.add_argument("--variant", action="append", choices=list(variants), help="only these; several times")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of a table")
+    options = parser.parse_args()
+    try:
+        figures = asyncio.run(measure(options))
+    except CaiError as error:
+        sys.exit(f"{error}")
+    print(json.dumps(figures, indent=2) if options.json else table(figures))
 
 
 class Silent:

@@ -50,10 +50,19 @@ def smoothing(manifest: Json) -> float:
     return least if mean is None else max(least, min(most, round(1 - mean, 3)))
 
 
+def _written(manifest: Json, config: Config) -> int:
+    """The rows of a config, over its splits."""
+    return sum(manifest["counts"][config]["written"].values())
+
+
+def _there(manifest: Json) -> list[Config]:
+    """The configs that have rows."""
+    return [config for config in CONFIGS if _written(manifest, config)]
+
+
 def _front(manifest: Json) -> str:
-    counts = manifest["counts"]
-    total = sum(sum(entry["written"].values()) for entry in counts.values())
-    there = [config for config in CONFIGS if any(counts[config]["written"].values())]
+    counts, there = manifest["counts"], _there(manifest)
+    total = sum(_written(manifest, config) for config in CONFIGS)
     configs: list[Json] = [
         {
             "config_name": config,
@@ -89,7 +98,7 @@ def _what(manifest: Json) -> Iterator[str]:
         "which stands below."
     )
     yield ""
-    distinct = manifest["distinct_prompts"]
+    distinct, there = manifest["distinct_prompts"], _there(manifest)
     yield from table(
         ("config", "train", "test", "prompts", "what a row is"),
         [
@@ -98,10 +107,10 @@ def _what(manifest: Json) -> Iterator[str]:
                 str(distinct["sft" if config == "sft" else "preference"]), _WHAT[config],
             )
             for config, entry in manifest["counts"].items()
-            if sum(entry["written"].values())
+            if config in there
         ],
     )  # fmt: skip
-    missing = [f"`{name}`" for name, entry in manifest["counts"].items() if not sum(entry["written"].values())]
+    missing = [f"`{name}`" for name in manifest["counts"] if name not in there]
     if missing:
         yield f"The run had nothing for {', '.join(missing)}."
         yield ""
@@ -112,7 +121,7 @@ def _what(manifest: Json) -> Iterator[str]:
 
 
 def _columns(manifest: Json) -> Iterator[tuple[str, str, str]]:
-    there = {name for name, entry in manifest["counts"].items() if sum(entry["written"].values())}
+    there = _there(manifest)
     by_person = " Where a person decided against the judge it is 1 and the margin 0." if manifest["by_person"] else ""
     told: tuple[tuple[str, tuple[Config, ...], str], ...] = (
         ("row_id", CONFIGS, "the answer's row in the run; `~1` marks a second sample. `cai show RUN ROW_ID` tells all "
@@ -134,17 +143,15 @@ def _columns(manifest: Json) -> Iterator[tuple[str, str, str]]:
 
 def _before(manifest: Json) -> Iterator[str]:
     """What whoever trains on it should know first."""
-    counts, labels = manifest["counts"], manifest["labels"]
-    total = sum(counts["sft"]["written"].values()) + sum(counts["preference"]["written"].values())
+    labels, answers, pairs = manifest["labels"], _written(manifest, "sft"), _written(manifest, "preference")
     yield "## Before you train on it"
     yield ""
-    if total < _FEW_ROWS:
-        yield f"- {total} rows show what such data looks like. They are too few to train anything."
+    if answers + pairs < _FEW_ROWS:
+        yield f"- {answers + pairs} rows show what such data looks like. They are too few to train anything."
     yield (
         "- Prompts, rejected answers and chosen answers too may be harmful: chosen only means better than the other. "
         "Never imitate rejected answers, and look at a sample of the rest."
     )
-    pairs = sum(counts["preference"]["written"].values())
     if pairs:
         seen = labels["reviewed"]["n"]
         looked = f"A person looked at {seen} of them. " if seen else "No person has looked at them. "
@@ -160,7 +167,7 @@ def _before(manifest: Json) -> Iterator[str]:
     if manifest["sft_rejected"]:
         count = manifest["sft_rejected"]
         yield f"- Answers in `sft` that are the rejected side of a pair, another being better: {count}."
-    if manifest["method"]["helpful"] is None and any(counts["sft"]["written"].values()):
+    if manifest["method"]["helpful"] is None and answers:
         yield "- No helpful answers are mixed in: a model trained on `sft` alone may come to refuse too much."
     for stage, entry in manifest["run"]["stages"].items():
         if not entry["finished"]:
@@ -295,7 +302,7 @@ def _rates(manifest: Json) -> Iterator[str]:
 
 
 def _style(manifest: Json) -> Iterator[str]:
-    if not any(manifest["counts"]["preference"]["written"].values()):
+    if not _written(manifest, "preference"):
         return
     yield "## Do the pairs teach style?"
     yield ""
@@ -346,7 +353,7 @@ def _left_out(manifest: Json) -> Iterator[str]:
     yield ""
     rows: list[tuple[str, ...]] = []
     for config, entry in manifest["counts"].items():
-        written = sum(entry["written"].values())
+        written = _written(manifest, config)
         reasons = ", ".join(f"{plain(name)} {count}" for name, count in entry["left_out"].items()) or "-"
         rows.append((f"`{config}`", str(entry["read"]), str(written), reasons))
     yield from table(("config", "read", "written", "left out"), rows)
@@ -375,7 +382,7 @@ def _left_out(manifest: Json) -> Iterator[str]:
 
 
 def _use(manifest: Json) -> Iterator[str]:
-    first = next(name for name in CONFIGS if any(manifest["counts"][name]["written"].values()))
+    first = _there(manifest)[0]
     yield "## How to load it and train on it"
     yield ""
     yield f'`datasets.load_dataset("DIR", "{first}")`, where DIR is the path of this folder; it needs no network.'

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from cai.errors import BadInput
 from cai.files import publish, write_atomically
 from cai.ids import file_digest
-from cai.rows import SCHEMAS, Drop
+from cai.rows import SCHEMAS, Drop, as_turns
 
 Json = dict[str, Any]
 
@@ -63,8 +63,9 @@ def to_table(rows: Sequence[object], table: str) -> Any:
 def _record(row: object) -> Json:
     assert is_dataclass(row) and not isinstance(row, type)
     record = asdict(row)
-    if "prompt" in record:  # a message's token ids are a hint for engines, not data
-        record["prompt"] = [{"role": message["role"], "content": message["content"]} for message in record["prompt"]]
+    prompt: Any = getattr(row, "prompt", None)
+    if prompt is not None:
+        record["prompt"] = as_turns(prompt)
     return record
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import jinja2
 
-from cai.errors import RequestRefused
+from cai.engines import Request
+from cai.errors import BadInput, RequestRefused
 from cai.ids import digest
 from cai.rows import Message
 
@@ -45,6 +46,31 @@ def encode(tokenizer: Any, model: str, messages: Sequence[Message]) -> list[int]
         elif part:
             prompt.extend(tokenizer(part, add_special_tokens=False).input_ids)
     return prompt
+
+
+def prompt_of(tokenizer: Any, model: str, request: Request, window: int) -> list[int]:
+    """The prompt's token ids of a call. Raises RequestRefused if they and the answer do not fit into the window."""
+    prompt_ids = encode(tokenizer, model, request.messages)
+    wanted = 1 if request.choices else request.sampling.max_tokens
+    if len(prompt_ids) + wanted > window:
+        raise RequestRefused(
+            f"{len(prompt_ids)} prompt tokens and {wanted} for the answer exceed the window of {window}"
+        )
+    return prompt_ids
+
+
+def refuse_without_template(tokenizer: Any, source: str) -> None:
+    """Raise BadInput for a model that cannot chat."""
+    if not tokenizer.chat_template:
+        remedy = "Take its instruct version."
+        raise BadInput(f"--model {source}", "no chat template", "an instruction-tuned model", remedy)
+
+
+def end_ids(tokenizer: Any, configured: int | Sequence[int] | None) -> set[int]:
+    """The tokens that end an answer: those of the generation config, which names none, one or several, and the
+    tokenizer's own."""
+    named = configured if isinstance(configured, Sequence) else [configured]
+    return {int(end) for end in (*named, tokenizer.eos_token_id) if end is not None}
 
 
 def choice_ids(tokenizer: Any, choices: tuple[str, ...]) -> tuple[int, ...]:

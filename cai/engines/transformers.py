@@ -24,7 +24,7 @@ import torch
 from cai.engines import Completion, Request, Sampling, Spec
 from cai.engines.attention import PLAIN_MODELS, register_grouped
 from cai.engines.cache import Prefix, join, padded, prefix_of, stacked
-from cai.engines.chat import choice_ids, encode
+from cai.engines.chat import choice_ids, end_ids, prompt_of, refuse_without_template
 from cai.engines.local import find_model
 from cai.errors import BadInput, RequestRefused, brief
 
@@ -96,12 +96,7 @@ class TransformersEngine:
         return {name: version(name) for name in ("torch", "transformers")}
 
     async def complete(self, request: Request) -> Completion:
-        prompt_ids = encode(self._tokenizer, self.model, request.messages)
-        wanted = 1 if request.choices else request.sampling.max_tokens
-        if len(prompt_ids) + wanted > self._window:
-            raise RequestRefused(
-                f"{len(prompt_ids)} prompt tokens and {wanted} for the answer exceed the window of {self._window}"
-            )
+        prompt_ids = prompt_of(self._tokenizer, self.model, request, self._window)
         loop = asyncio.get_running_loop()
         call = _Call(request, prompt_ids, loop, loop.create_future())
         with self._wake:
@@ -130,14 +125,10 @@ class TransformersEngine:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             found = f"a model that cannot be loaded ({brief(error)})"
             raise BadInput(f"--model {self._source}", found, "a causal language model", "Try another.") from error
-        if not self._tokenizer.chat_template:
-            remedy = "Take its instruct version."
-            raise BadInput(f"--model {self._source}", "no chat template", "an instruction-tuned model", remedy)
+        refuse_without_template(self._tokenizer, self._source)
         self._model = model.eval()
         self._window = int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
-        ends: Any = model.generation_config.eos_token_id
-        ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
-        self._ends = {int(end) for end in (*ids, self._tokenizer.eos_token_id) if end is not None}
+        self._ends = end_ids(self._tokenizer, model.generation_config.eos_token_id)
 
     # From here on: in the model's own thread.
 

