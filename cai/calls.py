@@ -49,9 +49,11 @@ class Calls:
         self.finished.append(completion)
         return key, completion
 
-    def tokens(self) -> dict[str, int]:
+    def totals(self) -> dict[str, int]:
+        """The tokens of all calls, and how many turns the most shortened of them did without."""
         names = ("prompt_tokens", "cached_tokens", "completion_tokens")
-        return {name: sum(getattr(completion, name) for completion in self.finished) for name in names}
+        tokens = {name: sum(getattr(completion, name) for completion in self.finished) for name in names}
+        return {**tokens, "left_out_turns": max((one.left_out for one in self.finished), default=0)}
 
 
 async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -32,12 +32,14 @@ class Tally:
     cached_tokens: int = 0
     completion_tokens: int = 0
     engine_restarts: int = 0
+    shortened_calls: int = 0
 
     def count(self, completion: Completion) -> None:
         self.asked_calls += 1
         self.prompt_tokens += completion.prompt_tokens
         self.cached_tokens += completion.cached_tokens
         self.completion_tokens += completion.completion_tokens
+        self.shortened_calls += completion.left_out > 0
 
 
 class OtherRuns:
@@ -131,7 +133,7 @@ def _fields(completion: Completion) -> dict[str, Any]:
 
 
 def _completion(entry: dict[str, Any]) -> Completion:
-    values = {name: entry[name] for name in _COMPLETION_FIELDS}
+    values = {name: entry[name] for name in _COMPLETION_FIELDS if name in entry}  # later versions know more fields
     values["token_ids"] = tuple(values["token_ids"])
     if values["choice_logprobs"] is not None:
         values["choice_logprobs"] = tuple(values["choice_logprobs"])

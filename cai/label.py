@@ -122,7 +122,7 @@ async def judge(
         Label(
             pair.pair_id, pair.row_id, told.probability_a, told.chosen, told.margin, told.position_gap,
             tuple(principle.id for principle in asked), told.agreement, told.chosen, told.reason, None,
-            method.mode, judge.model, constitution.name, constitution.sha, templates.sha, method.seed, **calls.tokens(),
+            method.mode, judge.model, constitution.name, constitution.sha, templates.sha, method.seed, **calls.totals(),
         ),
     )  # fmt: skip
 

@@ -70,7 +70,7 @@ async def generate(
     call, response = await _respond(row, calls, generator, templates, sampling)
     return Response(
         row.row_id, row.prompt_id, row.sample, row.prompt, row.source, row.extra, response.text, response.finish, call,
-        generator.model, templates.sha, seed, **calls.tokens(),
+        generator.model, templates.sha, seed, **calls.totals(),
     )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ async def revise(
         row.row_id, row.prompt_id, row.sample, row.prompt, row.source, row.extra,
         response.text, response.finish, response_call, tuple(rounds), answer.content, answer.content != response.text,
         roles.generator.model, roles.critic.model, roles.reviser.model,
-        constitution.name, constitution.sha, templates.sha, method.seed, **calls.tokens(),
+        constitution.name, constitution.sha, templates.sha, method.seed, **calls.totals(),
     )  # fmt: skip
 
 

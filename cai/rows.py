@@ -18,12 +18,15 @@ class Message:
     `token_ids` are the ids that the model `model` generated for `content`. That same model gets them spliced into a
     later prompt, so that the prompt is bit-identical to what was generated and its prefix is found in the cache (the
     same text may tokenise differently). They are a hint: two messages with the same role and content are equal.
+
+    An `optional` turn may be left out of a call that does not fit into the model's window.
     """
 
     role: str
     content: str
     token_ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
     model: str = field(default="", compare=False, repr=False)
+    optional: bool = field(default=False, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ class Response:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    left_out_turns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,7 @@ class Trajectory:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    left_out_turns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +217,7 @@ class Label:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    left_out_turns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +295,12 @@ _ROW = (
     ("source", pa.string()),
     ("extra", pa.string()),
 )
-_TOKENS = (("prompt_tokens", pa.int64()), ("cached_tokens", pa.int64()), ("completion_tokens", pa.int64()))
+_TOTALS = (
+    ("prompt_tokens", pa.int64()),
+    ("cached_tokens", pa.int64()),
+    ("completion_tokens", pa.int64()),
+    ("left_out_turns", pa.int32()),
+)
 
 RESPONSES = schema_of(
     *_ROW,
@@ -299,7 +310,7 @@ RESPONSES = schema_of(
     ("model", pa.string()),
     ("templates_sha", pa.string()),
     ("seed", pa.int64()),
-    *_TOKENS,
+    *_TOTALS,
 )
 
 TRAJECTORIES = schema_of(
@@ -317,7 +328,7 @@ TRAJECTORIES = schema_of(
     ("constitution_sha", pa.string()),
     ("templates_sha", pa.string()),
     ("seed", pa.int64()),
-    *_TOKENS,
+    *_TOTALS,
 )
 
 PAIRS = schema_of(
@@ -368,7 +379,7 @@ LABELS = schema_of(
     ("constitution_sha", pa.string()),
     ("templates_sha", pa.string()),
     ("seed", pa.int64()),
-    *_TOKENS,
+    *_TOTALS,
     nullable=("probability_a", "margin", "position_gap", "agreement", "reviewed"),
 )
 

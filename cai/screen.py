@@ -122,6 +122,8 @@ def _print_stage(screen: Console, stage: str, entry: Json) -> None:
         table.add_row(
             "engine", f"died and was started anew {cost['engine_restarts']} times; its calls were asked again"
         )
+    if cost["shortened_calls"]:
+        table.add_row("too long", f"{cost['shortened_calls']:,} calls went without a conversation's oldest turns")
     table.add_row("wall time", f"{cost['seconds']} s, all sessions")
     screen.print(table)
     for title, key in (("round", "by_round"), ("principle", "by_principle")):

@@ -99,6 +99,7 @@ def _print_trajectory(screen: Console, row: Json) -> None:
         f"seed {row['seed']}\nconstitution {plain(row['constitution'])} {row['constitution_sha'][:16]}, "
         f"templates {row['templates_sha'][:16]}, from {plain(row['source'])}\n"
         f"{row['prompt_tokens']} prompt tokens ({row['cached_tokens']} cached), {row['completion_tokens']} generated"
+        + (f", up to {row['left_out_turns']} oldest turns left out" if row.get("left_out_turns") else "")
     )
 
 

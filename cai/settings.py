@@ -91,6 +91,10 @@ class EngineSettings(BaseModel):
         le=4096,
         description="Calls that the engine works on at once (transformers: 32, server: 64 an endpoint).",
     )
+    long_prompts: Literal["drop", "shorten"] = Field(
+        default="drop",
+        description="A prompt beyond the model's window: drop the row, or leave the conversation's oldest turns out.",
+    )
     rows_in_flight: int | None = Field(
         default=None,
         ge=1,
@@ -113,6 +117,12 @@ class EngineSettings(BaseModel):
     engine_option: Several = Field(
         default=(), description="vLLM: an engine argument, such as tensor_parallel_size=2; may be given several times."
     )
+
+    @model_validator(mode="after")
+    def _whoever_shortens_counts_tokens(self) -> Self:
+        if self.long_prompts == "shorten" and (self.endpoint or self.engine == "server"):
+            raise ValueError("long_prompts shorten with a server, whose window and tokens cai does not know")
+        return self
 
     def spec(self, model: str | None = None, endpoints: tuple[str, ...] = ()) -> Spec:
         """The engine to open: that of `model`, or with arguments another that is otherwise like it, but without the

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from cai.audit import TABLES, cost, count_stage
 from cai.calibrate import judge_figures, reliability_svg, temperature_figures
+from cai.calls import Ask
 from cai.checks import checks_sha
 from cai.constitution import Constitution, load_constitution
 from cai.engines import Engine, Spec, open_engine
@@ -33,7 +34,7 @@ from cai.label import judge, soft_label, tables
 from cai.pairs import NO_PAIR, RunPairs
 from cai.review import Reviewed, check_review, read_review, review
 from cai.revise import LETTERS, Roles, generate, revise
-from cai.rows import Drop
+from cai.rows import Drop, Pair, Row
 from cai.runner import InFlight, Tables, Watch, Work, run_chunks
 from cai.settings import (
     CalibrateSettings,
@@ -319,6 +320,8 @@ async def _work_through(
         run.write_manifest(stage.name, None)
         for index in plan.gone:
             run.remove_shard(stage.name, TABLES[stage.name], index)
+        if settings.long_prompts == "shorten":
+            work = partial(_shortening, work)
         in_flight = InFlight(lambda: sum(engine.slots for engine in used), settings.rows_in_flight)
         chunks = _still_to_do(source, stage.shard_rows, plan.open_chunks)
         try:
@@ -327,6 +330,13 @@ async def _work_through(
             tally.engine_restarts = sum(engine.restarts for engine in used)
             seconds = round(time.monotonic() - begun, 3)
             run.add_session({"stage": stage.name, "started": started, "seconds": seconds, **asdict(tally)})
+
+
+async def _shortening(work: Work, item: Row | Pair, ask: Ask) -> object:
+    """The work on a row or pair of which the older turns may be left out: all but its last, and a system message."""
+    *older, last = item.prompt
+    optional = (turn if turn.role == "system" else replace(turn, optional=True) for turn in older)
+    return await work(replace(item, prompt=(*optional, last)), ask)
 
 
 @dataclass(frozen=True, slots=True)

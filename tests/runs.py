@@ -46,7 +46,7 @@ def trajectory(row_id: str, rounds: Sequence[Round] = (), **changes: Any) -> Tra
         source="here:1", extra="{}", response=response, response_finish="stop", response_call="c",
         rounds=tuple(rounds), final=final, changed=final != response, model="m@1", critic="m@1", reviser="m@1",
         constitution="harmlessness", constitution_sha="0" * 64, templates_sha="1" * 64, seed=0, prompt_tokens=1,
-        cached_tokens=0, completion_tokens=1,
+        cached_tokens=0, completion_tokens=1, left_out_turns=0,
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -54,7 +54,7 @@ def trajectory(row_id: str, rounds: Sequence[Round] = (), **changes: Any) -> Tra
 def response(row_id: str, finish: str = "stop") -> Response:
     made = text(("response", row_id))
     asked = said(text(("prompt", row_id)))
-    return Response(row_id, row_id, 0, asked, "here:1", "{}", made, finish, "c", "m@1", "1" * 64, 0, 1, 0, 1)
+    return Response(row_id, row_id, 0, asked, "here:1", "{}", made, finish, "c", "m@1", "1" * 64, 0, 1, 0, 1, 0)
 
 
 def pair(pair_id: str, **changes: Any) -> Pair:
@@ -72,7 +72,7 @@ def label(pair_id: str, chosen: str = "a", probability_a: float | None = 0.9, **
         principles=("physical-safety",), agreement=1.0, judged=chosen,
         reason="" if chosen != "none" else "tie", reviewed=None,
         mode="logprob", judge="m@1", constitution="harmlessness", constitution_sha="0" * 64, templates_sha="1" * 64,
-        seed=0, prompt_tokens=1, cached_tokens=0, completion_tokens=1,
+        seed=0, prompt_tokens=1, cached_tokens=0, completion_tokens=1, left_out_turns=0,
     )  # fmt: skip
     return replace(made, **changes)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cai import journal as journal_module
 from cai.engines import Completion, Request, Sampling
 from cai.engines.scripted import ScriptedEngine
 from cai.errors import BadInput
@@ -12,7 +13,7 @@ from cai.journal import Journal, OtherRuns, Tally
 from cai.rows import Message
 
 REQUEST = Request("response", "r1", (Message("user", "hello"),), Sampling(10), seed=1)
-FULL = Completion("text \u2028 with\nlines", "length", 5, 3, 7, (1, 2, 3), (-0.1, -2.5))
+FULL = Completion("text \u2028 with\nlines", "length", 5, 3, 7, (1, 2, 3), (-0.1, -2.5), 2)
 
 
 class Counting(ScriptedEngine):
@@ -54,6 +55,7 @@ def test_a_finished_call_is_never_asked_again_and_comes_back_whole(tmp_path: Pat
         {"purpose": "critique"},
         {"messages": (Message("user", "hello "),)},
         {"messages": (Message("system", "hello"),)},
+        {"messages": (Message("user", "hello", optional=True),)},
         {"sampling": Sampling(11)},
         {"sampling": Sampling(10, temperature=0.5)},
         {"sampling": Sampling(10, top_p=0.5)},
@@ -76,6 +78,16 @@ def test_nothing_else_changes_it(changes: dict[str, Any]):
 def test_a_seed_does_not_matter_where_nothing_is_sampled():
     greedy = replace(REQUEST, sampling=Sampling(10, temperature=0))
     assert replace(greedy, seed=2).key("m") == greedy.key("m")
+
+
+def test_a_journal_of_an_earlier_version_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, fields = tmp_path / "j.jsonl", journal_module._COMPLETION_FIELDS
+    monkeypatch.setattr(journal_module, "_COMPLETION_FIELDS", tuple(name for name in fields if name != "left_out"))
+    ask(path, Counting(), REQUEST)
+    monkeypatch.undo()
+    assert "left_out" not in path.read_text()
+    (again,), tally = ask(path, Counting(), REQUEST)
+    assert again == replace(FULL, left_out=0) and tally.asked_calls == 0
 
 
 @pytest.mark.parametrize(("cut", "lost"), [(1, 0), (2, 1), (20, 1), (200, 1)])

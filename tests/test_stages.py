@@ -12,10 +12,11 @@ import pytest
 
 from cai import stages
 from cai.audit import report
-from cai.engines import Request
+from cai.engines import Completion, Request
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput, CheckFailed, EngineGaveUp, RequestRefused
 from cai.ids import file_digest
+from cai.screen import print_report
 from cai.settings import GenerateSettings, ReviseSettings
 from cai.stages import Outcome, generate_stage, revise_stage
 from cai.store import Run, open_run
@@ -71,6 +72,42 @@ def test_datasets_and_duckdb_read_the_tables(prompts: Path, tmp_path: Path):
     assert loaded[0]["prompt"] == [{"role": "user", "content": "question 0"}]
     ((rows, rounds),) = duckdb.execute(f"select count(*), sum(len(rounds)) from '{files}' where final <> ''").fetchall()
     assert rows == 20 and rounds >= 20
+
+
+def test_older_turns_may_be_left_out_if_asked_and_the_row_says_how_many_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    talk = [
+        {"role": role, "content": content}
+        for role, content in (("system", "s"), ("user", "u1"), ("assistant", "a1"), ("user", "u2"))
+    ]
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": "talk", "prompt": talk}, {"id": "one", "prompt": "u"}])
+    optional: set[tuple[str, bool]] = set()
+
+    def script(request: Request) -> Any:
+        optional.update((turn.content, turn.optional) for turn in request.messages[:4])
+        return Completion("said", "stop", 1, 0, 1, left_out=2 if request.messages[0].content == "s" else 0)
+
+    for long_prompts, may in (("drop", False), ("shorten", True)):
+        optional.clear()
+        use(monkeypatch, script)
+        folder = tmp_path / long_prompts
+        chosen = GenerateSettings(prompts=str(prompts), out=str(folder), long_prompts=long_prompts)
+        outcome = asyncio.run(generate_stage(chosen, Quiet()))
+        assert optional == {("s", False), ("u1", may), ("a1", may), ("u2", False), ("u", False)}
+    rows = list(open_run(str(folder)).records("responses"))
+    assert [(row["row_id"], row["left_out_turns"], len(row["prompt"])) for row in rows] == [
+        ("talk", 2, 4),
+        ("one", 0, 1),
+    ]
+    assert outcome.entry["cost"]["shortened_calls"] == 1
+    print_report(report(open_run(str(folder))), str(folder))
+    assert "1 calls went without a conversation's oldest turns" in capsys.readouterr().out
+
+
+def test_a_server_shortens_nothing(prompts: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="long_prompts shorten with a server"):
+        ReviseSettings(prompts=str(prompts), out="x", endpoint=("http://127.0.0.1:9",), long_prompts="shorten")
 
 
 def test_the_manifest_answers_for_every_file_digest_setting_count_and_token(prompts: Path, tmp_path: Path):

@@ -234,6 +234,12 @@ class TestEmbedded:
         with pytest.raises(RequestRefused, match=r"\d+ prompt tokens and 12 for the answer exceed the window of 8192"):
             await engine.complete(asked("word " * 9000))
 
+    async def test_optional_turns_are_left_out_where_they_do_not_fit(self, engine: TransformersEngine):
+        older = (Message("user", "word " * 9000, optional=True), Message("assistant", "fine", optional=True))
+        plain = asked("hello")
+        shortened = await engine.complete(replace(plain, messages=(*older, *plain.messages)))
+        assert shortened.left_out == 2 and shortened.text == (await engine.complete(plain)).text
+
     async def test_memory_that_runs_out_halves_the_batch_and_loses_nothing(
         self, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
     ):

@@ -236,6 +236,14 @@ def test_a_prompt_longer_than_the_window_is_refused_before_it_is_sent(fake: Fake
     assert short.text == "Fine." and len(fake.calls) == 1
 
 
+def test_optional_turns_are_left_out_where_they_do_not_fit(fake: Fake):
+    older = (Message("user", "word " * 300, optional=True), Message("assistant", "fine", optional=True))
+    long = replace(asked(), messages=(*older, *asked().messages))
+    (shortened, whole), _ = answers([long, asked()])
+    assert (shortened.text, shortened.left_out, whole.left_out) == ("Fine.", 2, 0)
+    assert shortened.prompt_tokens == whole.prompt_tokens
+
+
 def test_what_changes_an_answer_is_in_the_model_s_name(fake: Fake):
     plain, fast, other = (
         VllmEngine(Spec("vllm", "embedded", options=options)).model

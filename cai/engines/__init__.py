@@ -47,7 +47,10 @@ class Request:
             {
                 "model": model,
                 "purpose": self.purpose,
-                "messages": [[message.role, message.content] for message in self.messages],
+                "messages": [
+                    [message.role, message.content, "optional"] if message.optional else [message.role, message.content]
+                    for message in self.messages
+                ],
                 "max_tokens": 1 if self.choices else self.sampling.max_tokens,
                 "temperature": self.sampling.temperature if sampled else 0,
                 "top_p": self.sampling.top_p if sampled else 1,
@@ -64,6 +67,7 @@ class Completion:
     `choice_logprobs` are the log-probabilities of the choices in their order; None where the engine gives none, and
     empty where it gives some but none of the choices was among the likeliest.
     `cached_tokens` is how many of the prompt's tokens the engine had in its prefix cache; 0 where it does not say.
+    `left_out` is how many optional turns did not fit into the window.
     """
 
     text: str
@@ -73,6 +77,7 @@ class Completion:
     completion_tokens: int
     token_ids: tuple[int, ...] = ()
     choice_logprobs: tuple[float, ...] | None = None
+    left_out: int = 0
 
 
 class Engine(Protocol):

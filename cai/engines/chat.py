@@ -48,15 +48,32 @@ def encode(tokenizer: Any, model: str, messages: Sequence[Message]) -> list[int]
     return prompt
 
 
-def prompt_of(tokenizer: Any, model: str, request: Request, window: int) -> list[int]:
-    """The prompt's token ids of a call. Raises RequestRefused if they and the answer do not fit into the window."""
-    prompt_ids = encode(tokenizer, model, request.messages)
+def prompt_of(tokenizer: Any, model: str, request: Request, window: int) -> tuple[list[int], int]:
+    """The prompt's token ids of a call that fits into the window, and how many of its turns were left out for that.
+
+    Optional turns go first to last, each question with its answer, until the rest fits. Raises RequestRefused, with the
+    numbers of the whole, if it does not fit without them either.
+    """
     wanted = 1 if request.choices else request.sampling.max_tokens
-    if len(prompt_ids) + wanted > window:
-        raise RequestRefused(
-            f"{len(prompt_ids)} prompt tokens and {wanted} for the answer exceed the window of {window}"
-        )
-    return prompt_ids
+    messages = whole = request.messages
+    prompt_ids = first = encode(tokenizer, model, whole)
+    while len(prompt_ids) + wanted > window:
+        messages = _shorter(messages)
+        if messages is None:
+            raise RequestRefused(
+                f"{len(first)} prompt tokens and {wanted} for the answer exceed the window of {window}"
+            )
+        prompt_ids = encode(tokenizer, model, messages)
+    return prompt_ids, len(whole) - len(messages)
+
+
+def _shorter(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
+    """The messages without their first optional question and all up to the next one; None if there is none."""
+    first = next((place for place, message in enumerate(messages) if message.optional), None)
+    if first is None:
+        return None
+    after = (place for place, message in enumerate(messages) if place > first and message.role == "user")
+    return messages[:first] + messages[next(after) :]
 
 
 def refuse_without_template(tokenizer: Any, source: str) -> None:

@@ -13,7 +13,7 @@ import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from random import Random
 from types import TracebackType
@@ -96,13 +96,13 @@ class TransformersEngine:
         return {name: version(name) for name in ("torch", "transformers")}
 
     async def complete(self, request: Request) -> Completion:
-        prompt_ids = prompt_of(self._tokenizer, self.model, request, self._window)
+        prompt_ids, left_out = prompt_of(self._tokenizer, self.model, request, self._window)
         loop = asyncio.get_running_loop()
         call = _Call(request, prompt_ids, loop, loop.create_future())
         with self._wake:
             self._waiting.append(call)
             self._wake.notify()
-        return await call.answer
+        return replace(await call.answer, left_out=left_out)
 
     def _load(self) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

@@ -16,7 +16,7 @@ import json
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -137,7 +137,7 @@ class VllmEngine:
         return self._held.total(self._ranks)
 
     async def complete(self, request: Request) -> Completion:
-        prompt_ids = prompt_of(self._tokenizer, self.model, request, self._window)
+        prompt_ids, left_out = prompt_of(self._tokenizer, self.model, request, self._window)
         words = choice_ids(self._tokenizer, request.choices) if request.choices else ()
         ends = 0
         while ends < 3:
@@ -151,7 +151,7 @@ class VllmEngine:
                     await self._revive(llm)
                 else:
                     self._ends = 0
-                    return self._completion(request, output, words)
+                    return replace(self._completion(request, output, words), left_out=left_out)
         await self._prove()
         raise RequestRefused("the engine died of this call three times, the last time with no other beside it")
 
