@@ -10,7 +10,7 @@ import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,13 +123,15 @@ def _copied_critique(attempt: Attempt) -> bool:
 def _copied_request(attempt: Attempt) -> bool:
     """It says back what it was told to do: ten words in a row of the request, or a quarter of it in runs of five."""
     known = _before(attempt)
-    if (phrases(attempt.requests, 10) & phrases(attempt.revision, 10)) - phrases(known, 10):
+    told = phrases(attempt.requests, 10) & phrases(attempt.revision, 10)
+    if told and told - phrases(known, 10):
         return True
     return share_copied(attempt.revision, attempt.requests, known) >= 0.25
 
 
 def _copied_example(attempt: Attempt) -> bool:
-    return bool((attempt.shown & phrases(attempt.revision)) - phrases(_before(attempt)))
+    copied = attempt.shown & phrases(attempt.revision)
+    return bool(copied and copied - phrases(_before(attempt)))
 
 
 _BETTER = (
@@ -265,7 +267,7 @@ def _loops(attempt: Attempt) -> bool:
     return len(raw) >= 100 and len(zlib.compress(raw, 9)) < 0.2 * len(raw)
 
 
-def _periodic(words: list[str]) -> bool:
+def _periodic(words: Sequence[str]) -> bool:
     """Whether the text ends in one run of words, four times over or more, and in at least 16 words of it."""
     for period in range(1, 31):
         length = max(4 * period, 16)
@@ -287,6 +289,9 @@ def _language_changed(attempt: Attempt) -> bool:
 
     The revision's must be certain; that of the others need only be likely, since it speaks for the revision.
     """
+    words = set(words_of(attempt.revision))
+    if 2 * len(words.intersection(words_of(_before(attempt)))) >= len(words):
+        return False  # no need to guess the language of words that stood there before
     new = language_of(attempt.revision, letters=20, probability=0.95)
     if new is None or _TRANSLATE.search(attempt.conversation):
         return False

@@ -63,6 +63,9 @@ class Principle(_Strict):
     )
     references: tuple[Reference, ...] = Field(default=(), strict=False, description="Frameworks that ask for the same.")
 
+    def __hash__(self) -> int:  # pydantic's own goes through every field; rendered texts are looked up by principle
+        return hash(self.id)
+
 
 class _File(_Strict):
     """A constitution for cai: the principles by which a model's answers are criticised, revised and judged."""

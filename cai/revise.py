@@ -140,9 +140,12 @@ async def _choose(
     """
     if method.principles == "all":
         return tuple(_Choice(principle) for principle in constitution.principles)
-    drawn = constitution.principle(choose(method.seed, row.row_id, number, constitution.weights()))
+
+    def draw() -> Principle:
+        return constitution.principle(choose(method.seed, row.row_id, number, constitution.weights()))
+
     if method.principles == "one" or len(constitution.principles) == 1:
-        return (_Choice(drawn),)
+        return (_Choice(draw()),)
     options = tuple(zip(LETTERS, constitution.principles, strict=False))
     request = Message("user", templates.render("choose", options=options))
     call, completion = await calls(
@@ -150,7 +153,7 @@ async def _choose(
         choices=tuple(letter for letter, _ in options),
     )  # fmt: skip
     named = [principle for letter, principle in options if letter == completion.text.strip().strip(".\"'*:()")]
-    return (_Choice(named[0], call) if named else _Choice(drawn, call, (checks.CHOICE_UNREAD,)),)
+    return (_Choice(named[0], call) if named else _Choice(draw(), call, (checks.CHOICE_UNREAD,)),)
 
 
 @dataclass(frozen=True, slots=True)

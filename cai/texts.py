@@ -20,12 +20,13 @@ def sentences_of(text: str) -> list[str]:
     return re.split(r"[.!?]+(?:\s|$)|\n+", text)
 
 
-def words_of(text: str) -> list[str]:
+@lru_cache(maxsize=1024)  # several checks look at the same few texts
+def words_of(text: str) -> tuple[str, ...]:
     """Its words in lower case, without punctuation."""
-    return re.findall(r"\w+", text.casefold())
+    return tuple(re.findall(r"\w+", text.casefold()))
 
 
-@lru_cache(maxsize=512)  # several checks look at the same few texts
+@lru_cache(maxsize=1024)
 def phrases(text: str, words: int = 8) -> frozenset[str]:
     """Every run of so many words in a text, in lower case and without punctuation."""
     found = words_of(text)
@@ -35,7 +36,8 @@ def phrases(text: str, words: int = 8) -> frozenset[str]:
 def share_copied(text: str, source: str, known: str) -> float:
     """How much of `text` is in `source`, by runs of five words; what is also in `known` does not count as copied."""
     runs = phrases(text, 5)
-    return len((runs & phrases(source, 5)) - phrases(known, 5)) / len(runs) if runs else 0.0
+    shared = runs & phrases(source, 5)
+    return len(shared - phrases(known, 5)) / len(runs) if shared else 0.0
 
 
 def content_of(text: str) -> set[str]:
