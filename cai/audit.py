@@ -51,7 +51,11 @@ def count_stage(run: Run, stage: str) -> Json:
         "tokens": {name: tokens[name] for name in columns[:3]},
     }
     if stage == "revise":
-        counts |= rows.counts()
+
+        def finals() -> Iterator[str]:
+            return (row["final"] for row in run.records(table, ["changed", "final"]) if row["changed"])
+
+        counts |= {**rows.counts(), "boilerplate_endings": boilerplate_endings(finals)}
     return counts | count_labels(run) if table == "labels" else counts
 
 
@@ -121,11 +125,10 @@ class _Rows:
     principles: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
     flags: Counter[str] = field(default_factory=Counter[str])
     texts: dict[str, Counter[str]] = field(default_factory=lambda: {"response": Counter(), "final": Counter()})
-    changed: list[str] = field(default_factory=list[str])
+    changed: int = 0
 
     def add(self, row: Json) -> None:
-        if row["changed"]:
-            self.changed.append(row["final"])
+        self.changed += row["changed"]
         for name, group in self.texts.items():
             group.update(rows=1, refusals=is_refusal(row[name]), words=len(row[name].split()))
         for one in row["rounds"]:
@@ -137,7 +140,7 @@ class _Rows:
 
     def counts(self) -> Json:
         return {
-            "changed": len(self.changed),
+            "changed": self.changed,
             "texts": {
                 name: {"refusals": group["refusals"], "mean_words": round(group["words"] / max(1, group["rows"]), 1)}
                 for name, group in self.texts.items()
@@ -146,7 +149,6 @@ class _Rows:
             "by_principle": {name: _rates(self.principles[name]) for name in sorted(self.principles)},
             "flags": {name: count for name, count in sorted(self.flags.items()) if name not in CHECKS},
             "failed_revisions": {name: self.flags[name] for name in CHECKS if self.flags[name]},
-            "boilerplate_endings": boilerplate_endings(self.changed),
         }
 
 

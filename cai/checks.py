@@ -6,6 +6,7 @@ conversation, is no leak. Each check's precision and what they all miss are meas
 for words know English ones only.
 """
 
+import math
 import re
 import unicodedata
 import zlib
@@ -63,21 +64,30 @@ def critique_flags(answer: str, critique: str, finish: str) -> tuple[str, ...]:
     return tuple(name for name, holds in found.items() if holds)
 
 
-def boilerplate_endings(texts: Iterable[str], rows: int = 5, share: float = 0.02) -> dict[str, int]:
+def boilerplate_endings(read: Callable[[], Iterable[str]], rows: int = 5, share: float = 0.02) -> dict[str, int]:
     """The last sentences that too many texts have in common, with the number of texts, most frequent first.
 
     A sentence counts from five words on, without regard to case and punctuation; "too many" is at least `rows` texts
     and at least the `share` of all. Repeated closing phrases made a reproduction of the method collapse, and no single
-    row shows them: look at all that is to be trained on.
+    row shows them: look at all that is to be trained on. The texts are read twice, so that memory stays flat.
     """
-    endings: Counter[str] = Counter()
-    count = 0
-    for text in texts:
-        count += 1
-        ending = last_sentence(text)
-        if ending:
-            endings[ending] += 1
+    candidates, count = _frequent(map(last_sentence, read()), math.ceil(1 / share))
+    endings = Counter(ending for ending in map(last_sentence, read()) if ending in candidates)
     return {ending: n for ending, n in endings.most_common() if n >= max(rows, share * count)}
+
+
+def _frequent(items: Iterable[str], most: int) -> tuple[set[str], int]:
+    """At most so many items, among them each that is more than 1 / (most + 1) of all (Misra and Gries 1982); "" is
+    none. And how many there were in all."""
+    counters: dict[str, int] = {}
+    count = 0
+    for item in items:
+        count += 1
+        if item in counters or (item and len(counters) < most):
+            counters[item] = counters.get(item, 0) + 1
+        elif item:
+            counters = {name: n - 1 for name, n in counters.items() if n > 1}
+    return set(counters), count
 
 
 def last_sentence(text: str) -> str:

@@ -17,7 +17,7 @@ from cai.ids import first_of_two
 from cai.inputs import (
     BadRecord,
     Chunk,
-    address,
+    Counts,
     as_drop,
     check_columns,
     content_of,
@@ -56,20 +56,19 @@ class GoldPairs:
             yield Chunk(index, tuple(group), tuple(content_of(item) for item in group))
 
     def _items(self) -> Iterator[Pair | Drop]:
-        seen: set[bytes] = set()
-        copies: dict[bytes, int] = {}
+        seen, copies = Counts(), Counts()
         position = 0
         for number, (place, record) in enumerate(islice(read_records(self.spec), self.limit)):
             if number == 0 and isinstance(record, dict):
                 _check(place, record)
             try:
                 pair = parse_pair(record, place, position, copies)
-                if address(pair.row_id) in seen:
+                if pair.row_id in seen:
                     raise BadRecord("duplicate_id", f"the id '{pair.row_id}' again", "each id once")
             except BadRecord as bad:
                 yield as_drop(bad, record, place, STAGE, self.strict)
                 continue
-            seen.add(address(pair.row_id))
+            seen.add(pair.row_id)
             position += 1
             yield pair
 
@@ -82,7 +81,7 @@ def _check(place: str, record: dict[str, Any]) -> None:
         check_columns(place, record, (CHOSEN, REJECTED), ("prompt", "id"))
 
 
-def parse_pair(record: dict[str, Any] | Unreadable, place: str, position: int, copies: dict[bytes, int]) -> Pair:
+def parse_pair(record: dict[str, Any] | Unreadable, place: str, position: int, copies: Counts) -> Pair:
     """The pair in one record. Raises BadRecord.
 
     An answer is text, one message, or the whole conversation with the answer at its end; without a column `prompt`,

@@ -6,6 +6,7 @@ missing, its columns are misnamed, none of its rows can be used) is BadInput bef
 
 import difflib
 import json
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -58,8 +59,7 @@ class Prompts:
             yield Chunk(index, flat, tuple(content_of(item) for item in flat))
 
     def _items(self) -> Iterator[tuple[Row | Drop, ...]]:
-        seen: set[bytes] = set()
-        copies: dict[bytes, int] = {}
+        seen, copies = Counts(), Counts()
         position = 0
         for number, (place, record) in enumerate(islice(read_records(self.spec), self.limit)):
             if number == 0 and isinstance(record, dict):
@@ -67,10 +67,10 @@ class Prompts:
             try:
                 prompt_id, prompt, extra = parse(record, place, copies)
                 row_ids = [sample_row_id(prompt_id, k) for k in range(self.samples)]
-                addresses = {address(row_id) for row_id in row_ids}
-                if addresses & seen:
+                if any(row_id in seen for row_id in row_ids):
                     raise BadRecord("duplicate_id", f"the id '{prompt_id}' again", "each id once")
-                seen |= addresses
+                for row_id in row_ids:
+                    seen.add(row_id)
             except BadRecord as bad:
                 yield (as_drop(bad, record, place, self.stage, self.strict),)
                 continue
@@ -116,9 +116,7 @@ def check_columns(place: str, record: dict[str, Any], needed: tuple[str, ...], o
             raise BadInput(place, f"the columns {columns}", expected, "Rename the column that holds it.")
 
 
-def parse(
-    record: dict[str, Any] | Unreadable, place: str, copies: dict[bytes, int]
-) -> tuple[str, tuple[Message, ...], str]:
+def parse(record: dict[str, Any] | Unreadable, place: str, copies: "Counts") -> tuple[str, tuple[Message, ...], str]:
     """Id, conversation and carried-along columns (a JSON object) of one record.
 
     A record without an id is named by its conversation; see `derived_id` for `copies`.
@@ -144,14 +142,13 @@ def given_id(record: dict[str, Any]) -> str:
     return value
 
 
-def derived_id(content: object, copies: dict[bytes, int]) -> str:
+def derived_id(content: object, copies: "Counts") -> str:
     """An id made from what a record says, so that it, and all that is derived from it, stays the same when records are
     added before it. `copies` counts equal records, which get "-2", "-3", ... behind the id.
     """
     row_id = digest(content)[:16]
-    place = address(row_id)
-    copies[place] = copies.get(place, 0) + 1
-    return row_id if copies[place] == 1 else f"{row_id}-{copies[place]}"
+    times = copies.add(row_id)
+    return row_id if times == 1 else f"{row_id}-{times}"
 
 
 def conversation(value: object, row_id: str) -> tuple[Message, ...]:
@@ -221,11 +218,30 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def address(text: str) -> bytes:
-    """An id in few bytes, to know it again."""
-    # Eight bytes an id keep the memory flat over millions of rows; a false "duplicate" has a chance of 1e-7 at a
-    # million.
-    return bytes.fromhex(digest(text)[:16])
+class Counts:
+    """How often each text was added, exactly, in memory that stays flat over millions of them: SQLite moves what does
+    not fit into its cache to a temporary file, which is gone with the process."""
+
+    def __init__(self) -> None:
+        # The reader of a source may be handed from thread to thread, never to two at once.
+        self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._file.execute("pragma journal_mode = off")
+        self._file.execute("create table texts (text blob primary key, times integer) without rowid")
+        self._file.execute("begin")
+
+    def __contains__(self, text: str) -> bool:
+        found = self._file.execute("select 1 from texts where text = ?", (_bytes(text),))
+        return found.fetchone() is not None
+
+    def add(self, text: str) -> int:
+        """How often it has been added by now."""
+        added = "insert into texts values (?, 1) on conflict do update set times = times + 1 returning times"
+        (times,) = self._file.execute(added, (_bytes(text),)).fetchone()
+        return times
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

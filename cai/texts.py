@@ -20,13 +20,13 @@ def sentences_of(text: str) -> list[str]:
     return re.split(r"[.!?]+(?:\s|$)|\n+", text)
 
 
-@lru_cache(maxsize=1024)  # several checks look at the same few texts
+@lru_cache(maxsize=256)  # several checks look at the same few texts
 def words_of(text: str) -> tuple[str, ...]:
     """Its words in lower case, without punctuation."""
     return tuple(re.findall(r"\w+", text.casefold()))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def phrases(text: str, words: int = 8) -> frozenset[str]:
     """Every run of so many words in a text, in lower case and without punctuation."""
     found = words_of(text)

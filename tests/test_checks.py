@@ -112,13 +112,25 @@ def test_remarks_on_a_critique(critique: str, finish: str, flags: tuple[str, ...
     assert critique_flags("Take the card, bend it, and slide it past the latch.", critique, finish) == flags
 
 
+def endings(texts: list[str]) -> dict[str, int]:
+    return boilerplate_endings(lambda: iter(texts))
+
+
 def test_boilerplate_endings_are_found_over_the_whole_run():
     closing = "If you have any other questions, feel free to ask!"
     texts = [f"Answer number {n}. {closing}" for n in range(6)] + [f"Tell him so, at {n} o'clock." for n in range(40)]
-    assert boilerplate_endings(texts) == {"if you have any other questions feel free to ask": 6}
-    assert boilerplate_endings(texts[2:]) == {}, "four rows are not many"
-    assert boilerplate_endings(texts + ["Other words stand here now."] * 0 + [str(n) for n in range(400)]) == {}
-    assert boilerplate_endings(["I hope so."] * 50) == {}, "three words are no phrase"
+    assert endings(texts) == {"if you have any other questions feel free to ask": 6}
+    assert endings(texts[2:]) == {}, "four rows are not many"
+    assert endings(texts + [str(n) for n in range(400)]) == {}, "six are few among 446"
+    assert endings(["I hope so."] * 50) == {}, "three words are no phrase"
+
+
+@given(st.lists(st.sampled_from([f"{name} is the last of these words" for name in "abcdefgh"]), max_size=300))
+def test_every_ending_over_the_share_is_found_and_counted_exactly(texts: list[str]):
+    unique = [f"number {n} stands here all by itself" for n in range(len(texts))]
+    mixed = [text for both in zip(texts, unique, strict=True) for text in both]
+    counted = Counter(texts)
+    assert endings(mixed) == {text: n for text, n in counted.items() if n >= max(5, 0.02 * len(mixed))}
 
 
 @pytest.mark.parametrize("filler", ["\n", "-\n", '"\n', "|---|---|\n", ". ", "please ", "here is "])
