@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -265,6 +266,18 @@ def test_engine_options_that_mean_nothing_are_refused(fake: Fake, option: str, s
     with pytest.raises(BadInput, match="--engine-option") as refused:
         VllmEngine(Spec("vllm", "embedded", options=(option,)))
     assert said in str(refused.value)
+
+
+def test_a_folder_without_a_tokenizer_is_refused_in_one_sentence(fake: Fake, tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+
+    async def enter() -> None:
+        async with VllmEngine(Spec("vllm", str(tmp_path))):
+            pass
+
+    with pytest.raises(BadInput, match="a model that vLLM cannot start"):
+        asyncio.run(enter())
 
 
 def test_options_and_adapters_need_this_engine():

@@ -89,7 +89,7 @@ class VllmEngine:
         self._package = _installed()
         # Before vLLM is imported. Whoever wants its messages or statistics sets these otherwise.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         # A forked child would hold this process's locks and open files, the run's among them, for as long as it lives.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         self._options = engine_options(spec.options)
@@ -106,14 +106,14 @@ class VllmEngine:
     async def __aenter__(self) -> Self:
         from transformers import AutoTokenizer
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(
-            self._source, revision=self._revision, trust_remote_code=self._trust_remote_code
-        )
-        refuse_without_template(self._tokenizer, self._source)
         self._door = _Door()
         self._revival: asyncio.Task[None] | None = None
         self._closing, self._ends = False, 0
         try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                self._source, revision=self._revision, trust_remote_code=self._trust_remote_code
+            )
+            refuse_without_template(self._tokenizer, self._source)
             self._llm: Any = await asyncio.to_thread(self._start)
         except (OSError, ValueError, RuntimeError) as error:
             found = f"a model that vLLM cannot start ({brief(error)})"
