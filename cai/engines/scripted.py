@@ -19,7 +19,7 @@ class ScriptedEngine:
     """Answers each request by calling `script`.
 
     For a forced choice the script returns the probability of the first word, otherwise the text; or a whole
-    Completion, or it raises. `ledger`, if given, gets one line for each call that was answered: purpose, row id and
+    Completion, or it raises. `ledger`, if given, gets one line for each call that it is asked: purpose, row id and
     key.
     """
 
@@ -47,12 +47,12 @@ class ScriptedEngine:
         return {}
 
     async def complete(self, request: Request) -> Completion:
-        if self._latency_seconds:
-            await asyncio.sleep(self._latency_seconds)
-        answer = self._script(request)
         if self._ledger is not None:
             with self._ledger.open("a") as file:
                 file.write(f"{request.purpose} {request.row_id} {request.key(self.model)}\n")
+        if self._latency_seconds:
+            await asyncio.sleep(self._latency_seconds)
+        answer = self._script(request)
         if isinstance(answer, Completion):
             return answer
         prompt_tokens = sum(len(message.content.split()) for message in request.messages)
