@@ -9,7 +9,7 @@ from typing import Any
 from cai.calibrate import agreement
 from cai.checks import CHECKS, boilerplate_endings
 from cai.journal import Tally
-from cai.label import REASONS
+from cai.label import NEITHER, REASONS
 from cai.refusals import is_refusal
 from cai.store import Json, Run
 from cai.templates import fence
@@ -75,8 +75,8 @@ def count_labels(run: Run) -> Json:
     reviewed: list[tuple[str, str]] = []
     for row in run.records("labels", ["pair_id", "chosen", "judged", "reason", "reviewed", "position_gap"]):
         chosen[row["chosen"]] += 1
-        if row["judged"] == "none":
-            reasons[row["reason"]] += 1
+        if row["chosen"] == "none":
+            reasons[row["reason"] if row["reviewed"] is None else NEITHER] += 1
         if row["position_gap"] is not None:
             gaps.append(row["position_gap"])
         if row["reviewed"] is not None:
@@ -97,7 +97,7 @@ def count_labels(run: Run) -> Json:
             group.update(decided=int(decided.get(row["pair_id"]) == side), apart=abs(row["probability_a"] - 0.5))
     return {
         "decided": chosen["a"] + chosen["b"],
-        "undecided_by_reason": {reason: reasons[reason] for reason in REASONS if reasons[reason]},
+        "undecided_by_reason": {reason: reasons[reason] for reason in (*REASONS, NEITHER) if reasons[reason]},
         "won": {kind: dict(sorted(won[kind].items())) for kind in sorted(won)},
         "mean_position_gap": round(sum(gaps) / len(gaps), 4) if gaps else None,
         "verdicts": {name: _verdict_rates(principles[name]) for name in sorted(principles)},

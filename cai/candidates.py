@@ -9,7 +9,7 @@ Whatever may not is counted by reason, so that read = given on + left out. The r
     not_judged           the row has no rounds: nobody has looked at the response
     no_label             a pair without a label
     too_few_readable ... a pair whose label decides nothing: the reason that the label gives (`label.REASONS`)
-    reviewed             a person looked at the pair and chose neither answer
+    person_chose_neither a person looked at the pair
     unusable             helpful rows only: no prompt that ends with the user, or no answer behind it
 """
 
@@ -22,10 +22,14 @@ from typing import Any, Literal
 from cai.dataset import Answer, DecidedPair
 from cai.errors import BadInput
 from cai.inputs import ROLES
+from cai.label import NEITHER
 from cai.pairs import row_of
 from cai.rows import Message, as_messages, is_text
 from cai.sources import Unreadable, read_records
 from cai.store import Json, Run, open_run
+
+# Before the ids of helpful answers, which come from another run or file and may be called like rows of this one.
+HELPFUL = "helpful:"
 
 
 @dataclass(slots=True)
@@ -126,13 +130,13 @@ def _decided(run: Run, pair: Json, label: Json, cut_off: set[str]) -> DecidedPai
     return DecidedPair(
         pair["pair_id"], pair["row_id"], as_messages(pair["prompt"]), pair[chosen], pair[rejected], origin,
         pair[f"{rejected}_from"], likely, margin, tuple(label["principles"]),
-        by_person,
+        by_person, label["reviewed"] is not None,
     )  # fmt: skip
 
 
 def _why_none(label: Json) -> str:
     """Why a label decides nothing: a person's word comes before the judge's reason."""
-    return label["reason"] if label["reviewed"] is None else "reviewed"
+    return label["reason"] if label["reviewed"] is None else NEITHER
 
 
 def _cut_off(run: Run) -> set[str]:
@@ -152,7 +156,7 @@ def helpful_answers(source: str) -> Candidates:
         for row in open_run(source).records("responses"):
             prompt = as_messages(row["prompt"])
             cut = row["finish"] == "length"
-            found.add("cut_off" if cut else Answer(row["row_id"], prompt, row["response"], "helpful", ()))
+            found.add("cut_off" if cut else Answer(HELPFUL + row["row_id"], prompt, row["response"], "helpful", ()))
     else:
         for place, record in read_records(source):
             found.add(_helpful(place, record))
@@ -179,7 +183,7 @@ def _helpful(place: str, record: Json | Unreadable) -> Answer | str:
         return "unusable"
     named = str(record.get("id") or place)
     named = named if named.isprintable() else place
-    return Answer(named, messages[:-1], messages[-1].content, "helpful", ())
+    return Answer(HELPFUL + named, messages[:-1], messages[-1].content, "helpful", ())
 
 
 def _is_message(turn: Any) -> bool:

@@ -115,7 +115,9 @@ def _what(manifest: Json) -> Iterator[str]:
         yield f"The run had nothing for {', '.join(missing)}."
         yield ""
     if any(entry["written"]["test"] for entry in manifest["counts"].values()):
-        yield "No prompt of the test split, and none that is nearly the same, is in the training split."
+        near = manifest["method"]["near_duplicates"]
+        alike = f", and none that is nearly the same (similarity from {near} on)," if near is not None else ""
+        yield f"No prompt of the test split{alike} is in the training split."
         yield ""
     yield from table(("column", "in", "what it says"), list(_columns(manifest)))
 
@@ -124,8 +126,9 @@ def _columns(manifest: Json) -> Iterator[tuple[str, str, str]]:
     there = _there(manifest)
     by_person = " Where a person decided against the judge it is 1 and the margin 0." if manifest["by_person"] else ""
     told: tuple[tuple[str, tuple[Config, ...], str], ...] = (
-        ("row_id", CONFIGS, "the answer's row in the run; `~1` marks a second sample. `cai show RUN ROW_ID` tells all "
-         "of it, down to each call of a model; the run itself is not in this folder"),
+        ("row_id", CONFIGS, "the answer's row in the run; `~1` marks a second sample, `helpful:` what comes from "
+         "elsewhere. `cai show RUN ROW_ID` tells all of a row, down to each call of a model; the run itself is not in "
+         "this folder"),
         ("pair_id", ("preference", "reward", "kto"), "the pair of answers, in the same way"),
         ("principle_ids", CONFIGS, "in `sft`: the principles of the critiques that led to the answer; else those that "
          "the pair was judged by"),
@@ -143,7 +146,7 @@ def _columns(manifest: Json) -> Iterator[tuple[str, str, str]]:
 
 def _before(manifest: Json) -> Iterator[str]:
     """What whoever trains on it should know first."""
-    labels, answers, pairs = manifest["labels"], _written(manifest, "sft"), _written(manifest, "preference")
+    answers, pairs = _written(manifest, "sft"), _written(manifest, "preference")
     yield "## Before you train on it"
     yield ""
     if answers + pairs < _FEW_ROWS:
@@ -153,9 +156,10 @@ def _before(manifest: Json) -> Iterator[str]:
         "Never imitate rejected answers, and look at a sample of the rest."
     )
     if pairs:
-        seen = labels["reviewed"]["n"]
-        looked = f"A person looked at {seen} of them. " if seen else "No person has looked at them. "
-        yield f"- A model decided the {pairs} pairs. {looked}`cai calibrate` measures how often such a judge is right."
+        seen = manifest["reviewed"]
+        looked = f"A person decided {seen} of them. " if seen else "No person has looked at them. "
+        by_model = f"A model decided {pairs - seen} of the {pairs} pairs. " if seen < pairs else ""
+        yield f"- {by_model}{looked}`cai calibrate` measures how often such a judge is right."
         sure = ", ".join(f"{share} at least {bound}" for bound, share in manifest["sure_pairs"].items())
         yield f"- How sure the judge was: of {pairs} pairs, `chosen_probability` is for {sure}."
         mass = manifest["mean_letter_mass"]
@@ -398,7 +402,8 @@ def _use(manifest: Json) -> Iterator[str]:
         )
         yield ""
     trainer = manifest["method"]["trainer"]
-    yield snippet(trainer, smoothing(manifest))
+    written = {config: entry["written"] for config, entry in manifest["counts"].items()}
+    yield snippet(trainer, smoothing(manifest), written)
     yield ""
 
 

@@ -1,6 +1,7 @@
 """The command line. Thin: options are the fields of the settings models, the work is in `stages.py`."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -400,6 +401,9 @@ def _run(stage: Coroutine[Any, Any, T], out: str) -> T:
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows only ASCII gets a question mark, not an end
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     run_cli(cai, sys.argv[1:])
 
 

@@ -8,10 +8,10 @@ import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from cai.errors import BadInput
 from cai.files import find_shipped, shipped_names
@@ -31,6 +31,12 @@ class Example(_Strict):
     prompt: Text = Field(description="What a user asks.")
     better: Text = Field(description="An answer that keeps the principle.")
     worse: Text = Field(description="An answer that breaks it.")
+
+    @model_validator(mode="after")
+    def _two_answers(self) -> Self:
+        if self.better == self.worse:
+            raise ValueError("two different answers, better and worse")
+        return self
 
 
 class Reference(_Strict):
@@ -135,7 +141,7 @@ def json_schema() -> dict[str, Any]:
 
 def _check(path: Path) -> tuple[list[BadInput], _File | None, str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")  # line ends as they are: the digest is of the bytes
     except (OSError, UnicodeDecodeError) as error:
         return [BadInput(str(path), f"a file that cannot be read ({error})", "UTF-8 text", "Check the path.")], None, ""
     try:
@@ -217,11 +223,11 @@ def _problem(
         )
     if kind == "string_too_short":
         return BadInput(place, f"an empty '{where}'", "some wording", "Write it, or remove the principle.")
-    shown = repr(value)[:80]
+    shown, told = repr(value)[:80], message.removeprefix("Value error, ")
     return BadInput(
         place,
         f"{shown} for '{where}'",
-        message[0].lower() + message[1:],
+        told[0].lower() + told[1:],
         "constitutions/schema.json describes every key.",
     )
 

@@ -58,6 +58,7 @@ class DecidedPair:
     margin: float
     principle_ids: tuple[str, ...]
     by_person: bool = False
+    reviewed: bool = False
 
 
 _LINEAGE = (("pair_id", pa.string()), ("row_id", pa.string()), ("principle_ids", pa.list_(pa.string())))

@@ -7,6 +7,7 @@ the same method give the same bytes. The folder appears in one piece under its n
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -70,23 +71,28 @@ class ExportMethod:
     trainer: Trainer
 
 
-def export(run: Run, out: Path, method: ExportMethod, command: str, say: Callable[[str], None]) -> Json:
+def export(
+    run: Run, out: Path, method: ExportMethod, command: str, say: Callable[[str], None],
+    go_on: Callable[[], None] = lambda: None,
+) -> Json:  # fmt: skip
     """Write the datasets of a run to the folder `out`, and return what its manifest.json holds.
 
     An earlier export in `out` is replaced once the new one is finished. `command` is how a person repeats it; `say` is
-    told what they should know. Raises BadInput if `out` holds anything else, the run nothing to train on, or a file
-    that the method names cannot be read.
+    told what they should know; `go_on` is called between the steps, and ends the export by raising an error. Raises
+    BadInput if `out` holds anything else, the run nothing to train on, or a file that the method names cannot be read.
     """
-    refuse_other_files(out, KIND)
+    check_place(run.folder, out)
     _refuse_unfit(run)
     evaluations = [read_evaluation(file) for file in method.decontaminate]
     revised = run_answers(run, method.sft, method.clean_answers)
     helpful = helpful_answers(method.helpful) if method.helpful is not None else Candidates()
     decided = run_pairs(run)
+    go_on()
     groups = prompt_groups(
         (one.prompt for one in (*revised.answers, *helpful.answers, *decided.pairs)), method.near_duplicates
     )
     offered = [*revised.answers, *helpful.answers]
+    go_on()
     answers, unclean = clean_answers(offered, groups, evaluations, method.near_duplicates)
     answers, too_many = _mix(answers, method)
     pairs, unclean_pairs = clean_pairs(decided.pairs, groups, evaluations, method.near_duplicates, method.length_ratio)
@@ -98,6 +104,7 @@ def export(run: Run, out: Path, method: ExportMethod, command: str, say: Callabl
             str(run.folder), f"nothing to train on (left out: {json.dumps(dict(sorted(reasons.items())))})",
             "revised answers that were taken, or labels that decide", "See cai report, or let fewer rows be left out.",
         )  # fmt: skip
+    go_on()
     tables, left_out_kto = _tables(answers, pairs, groups, method)
     view = make_view(method.trainer, tables)
     share = sum(answer.answer_from == "helpful" for answer in answers) / len(answers) if answers else 0.0
@@ -120,6 +127,7 @@ def export(run: Run, out: Path, method: ExportMethod, command: str, say: Callabl
             str(bound): sum(pair.chosen_probability >= bound for pair in pairs) for bound in (0.6, 0.7, 0.8, 0.9)
         },
         "by_person": sum(pair.by_person for pair in pairs),
+        "reviewed": sum(pair.reviewed for pair in pairs),
         "pair_kinds": dict(sorted(Counter(f"{pair.chosen_from} over {pair.rejected_from}" for pair in pairs).items())),
         "sft_rejected": _also_rejected(answers, pairs),
         "distinct_prompts": {
@@ -140,12 +148,32 @@ def export(run: Run, out: Path, method: ExportMethod, command: str, say: Callabl
         text = card(manifest, _constitutions(run))
         manifest["files"] = [*files, write_text(folder, folder / "README.md", text)]
         write_text(folder, folder / "manifest.json", json_text(manifest))
+        go_on()
     return manifest
 
 
+def check_place(run: Path, out: Path) -> None:
+    """Raise BadInput if the folder `out` cannot be made, or holds anything but an earlier export: the run, for one."""
+    if set(out.name) & set("*?[]"):
+        raise BadInput(f"--out {out}", "a pattern", "a name without *, ?, [ and ]", "datasets could not load it.")
+    if out.absolute() == run.absolute() or out.absolute() in run.absolute().parents:
+        raise BadInput(f"--out {out}", "the run, or a folder that it lies in", "another one", "Choose another --out.")
+    refuse_other_files(out, KIND)
+    parent = next(one for one in out.absolute().parents if one.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise BadInput(f"--out {out}", f"{parent}, which is no writable folder", "one", "Choose another --out.")
+
+
 def _refuse_unfit(run: Run) -> None:
-    """Raise BadInput for gold, which is there to measure with, and for labels of which some may be another judge's."""
+    """Raise BadInput for gold, which is there to measure with, for labels of which some may be another judge's, and for
+    a finished stage that is no more as its manifest says."""
     stages, finished = run.settings(), run.manifest()
+    for stage, entry in finished.items():
+        for file in entry.get("files", ()):
+            path = run.folder / file["path"]
+            if not path.is_file() or file_digest(path) != file["sha256"]:
+                found = "a file that was changed" if path.is_file() else "no such file, though the manifest has it"
+                raise BadInput(str(path), found, "the run as it was finished", f"Give cai {stage} once more.")
     if "calibrate" in stages:
         raise BadInput(str(run.folder), "verdicts on gold pairs", "a run to train on", "Gold is for measuring.")
     if "label" in stages and "label" not in finished:

@@ -21,18 +21,14 @@ def refuse_other_files(out: Path, kind: str) -> None:
     _finish_swap(out)
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise BadInput(f"--out {out}", "a file or a link", "a folder", "Choose another --out.")
-    there = {
-        path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_symlink() or not path.is_dir()
-    }
-    if not there:
-        return
     try:
         manifest: Any = json.loads((out / "manifest.json").read_bytes())
         ours = {file["path"]: file["sha256"] for file in manifest["files"]} if manifest["kind"] == kind else {}
     except (OSError, ValueError, KeyError, TypeError):
         ours = {}
-    for name, path in sorted(there.items()):
-        if ours and name == "manifest.json":
+    for path in out.rglob("*"):  # one by one: somebody else's folder may be large
+        name = path.relative_to(out).as_posix()
+        if (path.is_dir() and not path.is_symlink()) or (ours and name == "manifest.json"):
             continue
         if name not in ours or path.is_symlink() or file_digest(path) != ours[name]:
             found = "a file of somebody else's" if name not in ours else "a file that was changed since it was exported"

@@ -164,7 +164,10 @@ def _texts_of_file(file: str) -> Iterator[str]:
     if not Path(file).is_file():
         raise BadInput(f"--decontaminate {file}", "no such file", "an evaluation set", "Check the path.")
     if Path(file).suffix == ".txt":
-        yield from Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
+        try:
+            yield from Path(file).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise BadInput(f"--decontaminate {file}", f"no UTF-8 ({error})", "UTF-8 text", "Convert it.") from error
         return
     for place, record in read_records(file):
         if isinstance(record, Unreadable):

@@ -38,6 +38,8 @@ LETTERS = ("A", "B")
 KEPT = ("Good", "Bad")
 # Why a label decides nothing, in the order in which they are looked at.
 REASONS = ("too_few_readable", "order_decides", "tie", "principles_conflict")
+# The same, where a person has the last word.
+NEITHER = "person_chose_neither"
 LARGEST_MARGIN = 5.0
 # What is sampled where no log-probabilities are given: room for "Answer: A".
 SAMPLED = Sampling(max_tokens=8, temperature=1.0)

@@ -24,12 +24,15 @@ def percent(share: float | None) -> str:
 def plain(text: Any) -> str:
     """Text as text: on one line, and nothing in it is Markdown, HTML, the end of a table's cell, or unseen (controls
     and what turns the direction of writing)."""
-    unseen = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-    visible = re.sub(unseen, "", str(text))
-    flat = html.escape(" ".join(visible.split()), quote=False)
+    flat = html.escape(_visible(text), quote=False)
     return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", flat)
 
 
 def code(text: Any) -> str:
     """A short text in a code span that it cannot leave."""
-    return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "/") + "`"
+    return "`" + _visible(text).replace("`", "'").replace("|", "/") + "`"
+
+
+def _visible(text: Any) -> str:
+    unseen = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+    return " ".join(re.sub(unseen, "", str(text)).split())

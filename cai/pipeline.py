@@ -6,13 +6,20 @@ from functools import partial
 from pathlib import Path
 
 from cai.candidates import helpful_answers
-from cai.export import KIND
-from cai.folder import refuse_other_files
+from cai.export import check_place
 from cai.hygiene import read_evaluation
 from cai.runner import Watch
 from cai.settings import CalibrateSettings, ExportSettings, LabelSettings, PipelineSettings, ReviseSettings
-from cai.stages import Dataset, Outcome, calibrate_stage, check_judge, export_stage, label_stage, revise_stage
-from cai.templates import JUDGE, load_templates
+from cai.stages import (
+    Dataset,
+    Outcome,
+    calibrate_stage,
+    check_judge,
+    check_label,
+    export_stage,
+    label_stage,
+    revise_stage,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +31,10 @@ class Finished:
     dataset: Dataset
 
 
-def check(settings: PipelineSettings) -> None:
+async def check(labelling: LabelSettings, exporting: ExportSettings) -> None:
     """Read what the later stages will need, before the first one spends anything. Raises BadInput."""
-    load_templates(settings.templates, names=JUDGE[settings.judge_mode])
-    exporting = settings.exporting()
-    refuse_other_files(Path(exporting.out), KIND)
+    await check_label(labelling)
+    check_place(Path(exporting.run), Path(exporting.out))
     for file in exporting.decontaminate:
         read_evaluation(file)
     if exporting.helpful is not None:
@@ -46,13 +52,14 @@ async def in_order(
 
     With gold pairs the judge is measured before anything is spent: `measure` raises CheckFailed if it is under the bar.
     """
-    check(settings)
-    gold = settings.calibrating()
+    gold, revising = settings.calibrating(), settings.revising()
+    labelling, exporting = settings.labelling(), settings.exporting()
+    await check(labelling, exporting)
     if gold is not None:
         await measure(gold)
-    revised = await revise(settings.revising())
-    labelled = await label(settings.labelling())
-    return Finished(revised, labelled, await export(settings.exporting()))
+    revised = await revise(revising)
+    labelled = await label(labelling)
+    return Finished(revised, labelled, await export(exporting))
 
 
 async def pipeline(settings: PipelineSettings, watch: Watch) -> Finished:

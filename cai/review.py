@@ -17,6 +17,7 @@ from cai.errors import BadInput, brief
 from cai.files import write_atomically
 from cai.ids import digest
 from cai.rows import Label
+from cai.sources import each_key_once
 from cai.store import Json, Run
 
 ANSWERS = ("a", "b", "none")
@@ -46,8 +47,9 @@ def read_review(name: str) -> dict[str, Reviewed]:
             continue
         place = f"{path}:{number}"
         try:
-            record: Any = json.loads(line)
+            record: Any = json.loads(line, object_pairs_hook=each_key_once)
             pair_id, answer = record["pair_id"], record["answer"]
+            shown = _shown(record) if set(TOLD) <= record.keys() else None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             found, remedy = f"a line that cannot be read ({brief(error)})", "Start from the run's review.jsonl."
             raise BadInput(place, found, "pair_id and answer", remedy) from error
@@ -58,7 +60,7 @@ def read_review(name: str) -> dict[str, Reviewed]:
         if pair_id in answers and answers[pair_id].answer != answer:
             found = f"another answer for '{pair_id}' than in {answers[pair_id].place}"
             raise BadInput(place, found, "one answer for each pair", "Remove one of them.")
-        answers[pair_id] = Reviewed(answer, place, _shown(record) if set(TOLD) <= record.keys() else None)
+        answers[pair_id] = Reviewed(answer, place, shown)
     return answers
 
 

@@ -4,6 +4,7 @@ It stops at the stage: what lies below gets the few values that it uses.
 """
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -120,7 +121,9 @@ class EngineSettings(BaseModel):
 
     @model_validator(mode="after")
     def _whoever_shortens_counts_tokens(self) -> Self:
-        if self.long_prompts == "shorten" and (self.endpoint or self.engine == "server"):
+        fields = type(self).model_fields
+        served = any(getattr(self, name) for name in fields if name == "endpoint" or name.endswith("_endpoint"))
+        if self.long_prompts == "shorten" and (served or self.engine == "server"):
             raise ValueError("long_prompts shorten with a server, whose window and tokens cai does not know")
         return self
 
@@ -297,7 +300,9 @@ class LabelSettings(Labelling, JudgeSettings):
     )
     limit: int | None = Field(default=None, ge=1, description="Read only so many rows of the run.")
     apply_review: str | None = Field(
-        default=None, description="A review.jsonl with people's answers: they come before the judge's."
+        default=None,
+        description="A review.jsonl with people's answers: they come before the judge's. No model is asked, and the "
+        "other settings stay those that the labels were made with.",
     )
 
 
@@ -357,7 +362,7 @@ class Exporting(BaseModel):
     )
     helpful_share: float = Field(default=0.5, ge=0, lt=1, description="Share of the sft rows that are helpful ones.")
     test_share: float = Field(default=0.05, ge=0, lt=1, description="Share of the prompts that make the test split.")
-    near_duplicates: float | None = Field(
+    near_duplicates: float = Field(
         default=0.8,
         gt=0,
         le=1,
@@ -389,7 +394,7 @@ class Exporting(BaseModel):
             helpful=self.helpful,
             helpful_share=self.helpful_share,
             test_share=self.test_share,
-            near_duplicates=self.near_duplicates,
+            near_duplicates=None if self.near_duplicates == 1 else self.near_duplicates,
             length_ratio=self.length_ratio,
             decontaminate=self.decontaminate,
             licence=self.licence,
@@ -447,7 +452,7 @@ class PipelineSettings(ReviseSettings, Labelling, JudgeBar, Exporting):
         return LabelSettings.model_validate(self._shared(LabelSettings) | self._judge() | own)
 
     def exporting(self) -> ExportSettings:
-        own = {"run": self.out, "out": self.dataset or f"{self.out.rstrip('/')}-dataset"}
+        own = {"run": self.out, "out": self.dataset or f"{os.path.normpath(self.out)}-dataset"}
         return ExportSettings.model_validate(self._shared(ExportSettings) | own)
 
     def _judge(self) -> dict[str, Any]:
@@ -497,7 +502,8 @@ def load_settings(kind: type[S], config: str | None, given: Mapping[str, Any]) -
             raise BadInput(option, "nothing", "a value", "Give it on the command line or in --config FILE.") from None
         place = option if name in given or path is None else f"{path}:{lines.get(name, 1)}"
         found = f"{one['input']!r}" + ("" if place == option else f" for '{name}'")
-        expected = one["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        told = [other["msg"] for other in error.errors() if other["loc"][0] == name]  # of each kind that it may be
+        expected = " or ".join(text.removeprefix("Input should be ").removeprefix("Value error, ") for text in told)
         raise BadInput(place, found, expected, _described(kind, name)) from None
 
 

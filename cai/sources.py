@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from cai.errors import BadInput
 from cai.files import find_shipped
+from cai.rows import is_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
             place = f"{path.name}:{number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                record = json.loads(text, object_pairs_hook=_each_key_once)
+                record = json.loads(text, object_pairs_hook=each_key_once)
             except (ValueError, RecursionError) as error:
                 yield place, Unreadable(f"no JSON ({error})", line[:2000].decode("utf-8", "replace"))
                 continue
@@ -67,7 +68,8 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
                 yield place, Unreadable(f"JSON of the type {kind_of(record)}", line[:2000].decode("utf-8", "replace"))
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json.loads: an object, unless a key stands in it twice, of which one would be lost."""
     record = dict(pairs)
     if len(record) < len(pairs):
         raise ValueError("a key that stands twice")
@@ -80,6 +82,8 @@ def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
         # strict: a stray or unclosed quote is an error, not a guess at what was meant.
         reader = csv.DictReader(file, strict=True)
         try:
+            if not all(map(is_text, reader.fieldnames or ())):
+                raise BadInput(f"{path}:1", "bytes that are not UTF-8", "UTF-8 text", "Convert the file.")
             if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
                 raise BadInput(f"{path}:1", "a column name twice", "each column once", "Rename one of them.")
             for record in reader:
@@ -90,11 +94,14 @@ def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
                         place,
                         Unreadable(f"a line that has not {columns} columns", json.dumps(record, default=str)[:2000]),
                     )
+                elif not all(map(is_text, record.values())):
+                    yield place, Unreadable("bytes that are not UTF-8", json.dumps(record)[:2000])
                 else:
                     # An empty cell is the only way in which CSV can leave an id out.
                     yield place, {name: value for name, value in record.items() if name != "id" or value}
         except csv.Error as error:
-            raise BadInput(f"{path}:{reader.line_num}", str(error), "CSV", "Mend that line.") from error
+            # The reader below: this one counts what it has handed over.
+            raise BadInput(f"{path}:{reader.reader.line_num}", str(error), "CSV", "Mend that line.") from error
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
@@ -113,7 +120,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
                 for record in batch.to_pylist():
                     number += 1
                     yield f"{path.name}:{number}", record
-        except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
+        except (pa.ArrowException, ValueError, LookupError, OverflowError) as error:  # a time zone that is none, too
             brief = " ".join(str(error).split())[:200]
             found = f"rows after {number} that cannot be read ({brief})"
             raise BadInput(str(path), found, "a sound Parquet file", "Check how it was written.") from error

@@ -7,6 +7,7 @@ the engines if anything is, and only then write.
 import asyncio
 import json
 import shlex
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -23,7 +24,7 @@ from cai.calls import Ask
 from cai.checks import checks_sha
 from cai.constitution import Constitution, load_constitution
 from cai.engines import Engine, Spec, open_engine
-from cai.errors import BadInput, CheckFailed
+from cai.errors import BadInput, CaiError, CheckFailed
 from cai.export import export
 from cai.files import write_atomically
 from cai.gold import ConstitutionPairs, GoldPairs
@@ -32,7 +33,7 @@ from cai.inputs import Chunk, Prompts
 from cai.journal import OtherRuns, Tally
 from cai.label import judge, soft_label, tables
 from cai.pairs import NO_PAIR, RunPairs
-from cai.review import Reviewed, check_review, read_review, review
+from cai.review import check_review, read_review, review
 from cai.revise import LETTERS, Roles, generate, revise
 from cai.rows import Drop, Pair, Row
 from cai.runner import InFlight, Tables, Watch, Work, run_chunks
@@ -113,17 +114,45 @@ async def label_stage(settings: LabelSettings, watch: Watch) -> Outcome:
     People's answers (`apply_review`) come before the judge's; what is to be reviewed is in review.jsonl afterwards.
     """
     run = open_run(settings.run)
-    pairs = RunPairs(run, settings.pairs, settings.limit)
-    answers: dict[str, Reviewed] = {}
     if settings.apply_review is not None:
-        answers = read_review(settings.apply_review)
-        check_review(run, answers)
+        return _apply_review(run, settings)
+    pairs = RunPairs(run, settings.pairs, settings.limit)
     revised_with = run.folder / "inputs" / "revise" / "constitution.yaml"
     default = str(revised_with) if revised_with.is_file() else "harmlessness"
     constitution = load_constitution(settings.constitution or default)
     stage, work = _judging("label", settings, settings.run, constitution)
-    amend = partial(review, answers=answers, share=settings.review_share, seed=settings.seed)
+    amend = partial(review, answers={}, share=settings.review_share, seed=settings.seed)
     return await _run(stage, pairs, work, tables, watch, amend, settings.replace)
+
+
+def _apply_review(run: Run, settings: LabelSettings) -> Outcome:
+    """Enter people's answers into the labels that are there, whatever they were made with. No model is asked."""
+    begun = time.monotonic()
+    answers = read_review(settings.apply_review or "")
+    check_review(run, answers)
+    with run:
+        entry = run.manifest()["label"]
+        if review(run, answers, settings.review_share, entry["settings"]["seed"]):
+            entry |= {"counts": count_stage(run, "label"), "files": run.files("label", TABLES["label"])}
+            run.write_manifest("label", entry)
+    return Outcome("label", settings.run, entry, Tally(), time.monotonic() - begun)
+
+
+async def check_label(settings: LabelSettings) -> None:
+    """Raise BadInput if the judge is not there, or the run has labels of other settings: before anything is spent.
+
+    A judge on a server is asked whether it is there; of another only the files are looked at, since loading takes long.
+    """
+    stage, _ = _judging("label", settings, settings.run, load_constitution(settings.constitution or "harmlessness"))
+    run = Run(Path(settings.run))
+    async with AsyncExitStack() as engines:
+        if settings.spec().endpoints and "label" not in run.manifest():
+            await engines.enter_async_context(stage.roles["judge"])
+        belongs = stage.belongs()
+    if (run.folder / "settings.json").is_file():
+        _refuse_other_tables(run, stage)
+        if not settings.replace:
+            _refuse_other_settings(run, stage, belongs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +195,24 @@ async def export_stage(settings: ExportSettings, watch: Watch) -> Dataset:
     """Write a run's answers and labels as datasets. Raises BadInput."""
     run, method = open_run(settings.run), settings.export_method(settings.seed)
     command = repeat("cai export", settings)
-    manifest = await asyncio.to_thread(export, run, Path(settings.out), method, command, watch.say)
+    stopped = threading.Event()
+
+    def go_on() -> None:
+        if stopped.is_set():
+            raise CaiError("stopped")
+
+    try:
+        manifest = await asyncio.to_thread(export, run, Path(settings.out), method, command, watch.say, go_on)
+    except asyncio.CancelledError:
+        stopped.set()  # a thread cannot be broken off: it looks here between its steps, and leaves no folder
+        raise
     return Dataset(settings.out, manifest)
 
 
 def repeat(command: str, settings: ExportSettings) -> str:
     """The command that means these settings, for a person to give again."""
-    told = [getattr(settings, settings.positional)]
+    first: str = getattr(settings, settings.positional)
+    told = [f"./{first}" if first.startswith("-") else first]
     for name, field in type(settings).model_fields.items():
         value: Any = getattr(settings, name)
         if name != settings.positional and value != field.default:
@@ -193,11 +233,14 @@ def check_judge(figures: Json, settings: GoldSettings) -> None:
         raise CheckFailed(f"{flips} of the judge's verdicts flip with the order, over --max-flip {settings.max_flip}")
 
 
+_WHO_JUDGES = ("engine", "model", "endpoint", "adapter", "engine_option")
+
+
 def _in_its_folder(stage: "_Stage", settings: GoldSettings, gold: str) -> "_Stage":
     """Verdicts on gold go to a folder of their own for each set of settings, texts and pairs, if none is given."""
     if settings.out is not None:
         return stage
-    told = settings.model_dump(mode="json", include={*settings.compared(), "model", "endpoint", "limit"})
+    told = settings.model_dump(mode="json", include={*settings.compared(), *_WHO_JUDGES, "limit"})
     pairs = [gold, file_digest(Path(gold)) if Path(gold).is_file() else None]
     name = digest([told, stage.texts["constitution_sha"], stage.texts["templates_sha"], pairs])[:12]
     return replace(stage, out=f"data/runs/calibrate-{name}")
@@ -434,9 +477,9 @@ def _refuse_other_settings(run: Run, stage: _Stage, belongs: Json) -> None:
 
 
 def _refuse_other_tables(run: Run, stage: _Stage) -> None:
-    """Labels and gold verdicts lie in tables of the same name, so a folder holds one of them."""
+    """Gold is kept apart from what is trained on: it lies in tables of the same names, and is nobody's answer."""
     for other in run.settings():
-        if other != stage.name and set(TABLES[other]) & set(TABLES[stage.name]):
+        if (other == "calibrate") != (stage.name == "calibrate"):
             found = f"the folder of a cai {other}"
             raise BadInput(f"--out {stage.out}", found, "another one", "Choose another --out.")
 

@@ -6,7 +6,7 @@ loaders these were checked against is in docs/training.md.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -219,33 +219,53 @@ def _alternates(messages: Sequence[Json]) -> bool:
 
 _TRL = """```python
 from datasets import load_dataset
-from trl import DPOConfig, DPOTrainer
+from trl import %(name)sConfig, %(name)sTrainer
 
-data = load_dataset("DIR", "preference")      # sft for SFTTrainer, reward for RewardTrainer, kto for KTOTrainer
-arguments = DPOConfig(output_dir="out", loss_type="exo_pair", label_smoothing=%(smoothing)s)
-trainer = DPOTrainer("MODEL", args=arguments, train_dataset=data["train"])
+data = load_dataset("DIR", "%(config)s")%(others)s
+arguments = %(name)sConfig(output_dir="out"%(options)s)
+trainer = %(name)sTrainer("MODEL", args=arguments, train_dataset=data["train"])
 trainer.train()
 ```"""
+_OTHERS = "      # sft for SFTTrainer, reward for RewardTrainer, kto for KTOTrainer"
 
-_OPENRLHF = """```sh
+_OPENRLHF = {
+    "sft": """```sh
 python -m openrlhf.cli.train_sft --data.dataset DIR/openrlhf/sft-train.parquet \\
   --data.input_key messages --data.apply_chat_template --model.model_name_or_path MODEL
+```""",
+    "preference": """```sh
 python -m openrlhf.cli.train_dpo --data.dataset DIR/openrlhf/preference-train.parquet \\
   --data.prompt_key prompt --data.apply_chat_template --model.label_smoothing %(smoothing)s \\
   --model.model_name_or_path MODEL
 python -m openrlhf.cli.train_rm --data.dataset DIR/openrlhf/preference-train.parquet \\
   --data.prompt_key prompt --data.apply_chat_template --model.margin_loss_enable --model.model_name_or_path MODEL
-```"""
+```""",
+}
 
-_LLAMA_FACTORY = """```yaml
+_LLAMA_FACTORY = {
+    "sft": """```yaml
 dataset_dir: DIR/llama-factory
-stage: dpo                    # sft with cai_sft, rm with cai_preference, kto with cai_kto
+stage: sft
+dataset: cai_sft
+```""",
+    "preference": """```yaml
+dataset_dir: DIR/llama-factory
+stage: dpo                    # rm with cai_preference, kto with cai_kto
 dataset: cai_preference
 pref_loss: sigmoid            # the one loss that takes a smoothing there
 dpo_label_smoothing: %(smoothing)s
-```"""
+```""",
+}
 
-_AXOLOTL = """```yaml
+_AXOLOTL = {
+    "sft": """```yaml
+datasets:
+  - path: DIR/axolotl/sft-train.parquet
+    ds_type: parquet
+    split: train
+    type: chat_template
+```""",
+    "preference": """```yaml
 rl: dpo
 dpo_loss_type: [exo_pair]
 dpo_label_smoothing: %(smoothing)s
@@ -254,35 +274,38 @@ datasets:
     ds_type: parquet
     split: train
     type: chat_template.default
-```
+```""",
+}
 
-For SFT without `rl:`, `path: DIR/axolotl/sft-train.parquet` and `type: chat_template`."""
-
-_VERL = """```sh
+_VERL = {
+    "sft": """```sh
 torchrun -m verl.trainer.sft_trainer data.train_files=DIR/verl/sft-train.parquet data.messages_key=messages \\
   model.path=MODEL
+```""",
+    "preference": """`reward-train.parquet` is for `verl.utils.dataset.RMDataset`: text, its turns written out as Human
+and Assistant.""",
+    "test": """```sh
 python -m verl.trainer.main_ppo data.train_files=DIR/verl/prompts-train.parquet \\
   data.val_files=DIR/verl/prompts-test.parquet
-```
+```""",
+}
 
-`reward-train.parquet` is for `verl.utils.dataset.RMDataset`: text, its turns written out as Human and Assistant."""
-
-_NEMO_RL = """```yaml
+_NEMO_RL = {
+    "sft": """For SFT `DIR/nemo-rl/sft-train.jsonl` with `dataset_name: openai_format` and
+`processor: sft_processor`.""",
+    "preference": """```yaml
 data:
   train:
     data_path: DIR/nemo-rl/preference-train.jsonl
-  validation:
-    data_path: DIR/nemo-rl/preference-test.jsonl
   default:
     dataset_name: PreferenceDataset
     prompt_file: null
     system_prompt_file: null
-```
+```""",
+    "preference test": """`preference-test.jsonl` is for `validation`, in the same way.""",
+}
 
-For SFT `sft-train.jsonl` with `dataset_name: openai_format` and `processor: sft_processor`."""
-
-_SNIPPETS: dict[Trainer, str] = {
-    "trl": _TRL,
+_PARTS: dict[Trainer, dict[str, str]] = {
     "openrlhf": _OPENRLHF,
     "llama-factory": _LLAMA_FACTORY,
     "axolotl": _AXOLOTL,
@@ -291,6 +314,16 @@ _SNIPPETS: dict[Trainer, str] = {
 }
 
 
-def snippet(trainer: Trainer, smoothing: float) -> str:
-    """What a user writes to train on the dataset with this trainer, as Markdown."""
-    return _SNIPPETS[trainer] % {"smoothing": smoothing}
+def snippet(trainer: Trainer, smoothing: float, written: Mapping[str, Mapping[str, int]]) -> str:
+    """What a user writes to train on the dataset with this trainer, as Markdown. It names no file that is not there:
+    `written` has the rows of each config, by split."""
+    there = {config for config in written if sum(written[config].values())}
+    if trainer == "trl":
+        dpo = f', loss_type="exo_pair", label_smoothing={smoothing}'
+        pairs = {"name": "DPO", "config": "preference", "options": dpo, "others": _OTHERS if "sft" in there else ""}
+        answers = {"name": "SFT", "config": "sft", "options": "", "others": ""}
+        return _TRL % (pairs if "preference" in there else answers)
+    known = {*there, *(f"{config} test" for config in there if written[config]["test"])}
+    if any(written[config]["test"] for config in there):
+        known.add("test")
+    return "\n\n".join(text % {"smoothing": smoothing} for part, text in _PARTS[trainer].items() if part in known)

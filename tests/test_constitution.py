@@ -1,5 +1,6 @@
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -34,6 +35,22 @@ def test_the_shipped_constitution_loads_and_its_digest_is_that_of_the_file():
     assert loaded.sha == hashlib.sha256(loaded.path.read_bytes()).hexdigest()
     assert len(loaded.principles) >= 8
     assert all(principle.examples and principle.references for principle in loaded.principles)
+
+
+@pytest.mark.parametrize("change", [lambda text: text.replace("\n", "\r\n"), lambda text: "\ufeff" + text])
+def test_a_copy_of_its_text_has_its_digest_whatever_the_line_ends(tmp_path: Path, change: Callable[[str], str]):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(change(GOOD).encode())
+    loaded = load_constitution(str(path))
+    assert loaded.sha == hashlib.sha256(loaded.text.encode()).hexdigest() and loaded.principles[0].id == "kind"
+
+
+def test_an_example_has_two_different_answers(tmp_path: Path):
+    path = written(tmp_path, GOOD + "    examples:\n      - {prompt: Hi, better: Yes., worse: Yes.}\n")
+    (problem,) = check_constitution(path)
+    assert str(problem).startswith(f"{path}:12: ") and "expected two different answers, better and worse" in str(
+        problem
+    )
 
 
 def test_defaults_are_filled_in(tmp_path: Path):

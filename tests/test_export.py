@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai import dataset
+from cai.audit import TABLES
 from cai.candidates import run_answers, run_pairs
 from cai.card import card, smoothing
-from cai.errors import BadInput
+from cai.errors import BadInput, CaiError
 from cai.export import ExportMethod, export, split_of
 from cai.folder import new_folder
 from cai.hygiene import found_in, near_duplicates, prompt_groups, prompt_key, read_evaluation, shingles
@@ -144,7 +145,7 @@ def test_pairs_that_nothing_decides_are_counted_by_reason(tmp_path: Path):
     labels = [label("t", "none", 0.5), label("r", "none", 0.9, reviewed="none"), label("ok")]
     found = run_pairs(write_run(tmp_path / "run", pairs=[pair(name) for name in names], labels=labels))
     assert [one.pair_id for one in found.pairs] == ["ok"]
-    assert found.left_out == {"tie": 1, "no_label": 1, "reviewed": 1}
+    assert found.left_out == {"tie": 1, "no_label": 1, "person_chose_neither": 1}
 
 
 @pytest.mark.parametrize("probability", [0.3, None])
@@ -275,7 +276,7 @@ def test_an_earlier_export_is_replaced_and_other_files_are_never_lost(tmp_path: 
     (out / "README.md").write_text("my own words")
     with pytest.raises(BadInput, match=r"changed since it was exported \(README\.md\)"):
         make(run, out)
-    with pytest.raises(BadInput, match="somebody else's"):
+    with pytest.raises(BadInput, match="the run, or a folder that it lies in"):
         make(run, run.folder)
     assert (out / "README.md").read_text() == "my own words"
     assert set(all_bytes(out)) == set(before) - {"notes.txt"}
@@ -502,6 +503,8 @@ def test_helpful_answers_make_up_their_share(tmp_path: Path):
     file = write_jsonl(tmp_path / "h.jsonl", helpful)
     manifest = make(some_run(tmp_path / "run", 30), tmp_path / "out", helpful=str(file), helpful_share=0.25)
     assert manifest["answers"] == {"helpful": 10, "revision-1": 30} and manifest["helpful_share"] == 0.25
+    ids = {row["row_id"] for row in rows_of(tmp_path / "out", "sft") if row["answer_from"] == "helpful"}
+    assert ids <= {f"helpful:{n}" for n in range(40)} and len(ids) == 10
     assert manifest["counts"]["sft"]["left_out"] == {"over_helpful_share": 30, "unusable": 3}
     order = [row["answer_from"] for row in rows_of(tmp_path / "out", "sft", "train")]
     assert order != sorted(order) and order != sorted(order, reverse=True), "they are mixed in, not put at the end"
@@ -586,7 +589,7 @@ def test_the_card_warns_of_what_whoever_trains_must_know(tmp_path: Path):
     manifest = make(run, tmp_path / "out", test_share=0.0)
     _, body = front_of(tmp_path / "out")
     assert manifest["sft_rejected"] == 1 and "rejected side of a pair, another being better: 1." in body
-    assert "A model decided the 6 pairs. A person looked at 1 of them." in body
+    assert "A model decided 5 of the 6 pairs. A person decided 1 of them." in body
     assert "6 at least 0.6, 6 at least 0.7, 6 at least 0.8, 6 at least 0.9" in body
     assert "had 25.0% of its probability on average" in body
     assert "12 rows show what such data looks like" in body
@@ -674,16 +677,93 @@ def test_llama_factory_gets_no_conversation_that_it_would_pass_over_without_a_wo
     assert {entry["file_name"] for entry in info.values()} == set(view.lines)
 
 
+@pytest.mark.parametrize("what", ["all of it", "no test split", "no pairs"])
 @pytest.mark.parametrize("trainer", ["openrlhf", "llama-factory", "axolotl", "verl", "nemo-rl"])
-def test_the_files_that_the_snippet_names_are_there(tmp_path: Path, trainer: Any):
+def test_the_files_that_the_snippet_names_are_there(tmp_path: Path, trainer: Any, what: str):
     import re
 
-    manifest = make(some_run(tmp_path / "run", 60), tmp_path / "out", trainer=trainer, test_share=0.3)
+    run = some_run(tmp_path / "run", 60)
+    if what == "no pairs":
+        run = write_run(tmp_path / "alone", trajectories=[trajectory(f"r{n}", [one_round(None)]) for n in range(60)])
+    share = 0.0 if what == "no test split" else 0.3
+    manifest = make(run, tmp_path / "out", trainer=trainer, test_share=share)
     body = (tmp_path / "out" / "README.md").read_text()
     named = {trainer, *re.findall(rf"DIR/({trainer}/[\w/.-]*\w)", body)}
     named |= {f"{trainer}/{name}" for name in re.findall(r"`([\w-]+\.(?:parquet|jsonl))`", body)}
     assert f"DIR/{trainer}" in body and all((tmp_path / "out" / name).exists() for name in named)
     assert any(file["path"].startswith(f"{trainer}/") for file in manifest["files"])
+
+
+def test_trl_is_told_to_load_what_is_there(tmp_path: Path):
+    make(write_run(tmp_path / "run", trajectories=[trajectory("r", [one_round(None)])]), tmp_path / "out")
+    body = (tmp_path / "out" / "README.md").read_text()
+    assert 'load_dataset("DIR", "sft")' in body and "SFTTrainer(" in body and '"preference"' not in body
+
+
+def test_a_stopped_export_leaves_no_folder(tmp_path: Path):
+    run, steps = some_run(tmp_path / "run"), iter(range(100))
+
+    def stop_at_the_last() -> None:
+        if next(steps) == 3:
+            raise CaiError("stopped")
+
+    with pytest.raises(CaiError, match="stopped"):
+        export(run, tmp_path / "out", method(), "command", lambda sentence: None, stop_at_the_last)
+    assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob(".out*"))
+    assert next(steps) == 4, "it was the last step"
+
+
+@pytest.mark.parametrize("table", ["trajectories", "pairs", "labels"])
+def test_a_shard_that_is_gone_or_changed_is_no_shorter_dataset(tmp_path: Path, table: str):
+    run = some_run(tmp_path / "run")
+    with run:
+        for stage in ("revise", "label"):
+            run.belong(stage, {"settings": {}, "models": {}, "texts": {}}, {})
+            run.write_manifest(stage, {"counts": {}, "files": run.files(stage, TABLES[stage])})
+    make(run, tmp_path / "out")
+    shard = run.shard(table, 1)
+    content = shard.read_bytes()
+    shard.write_bytes(run.shard(table, 0).read_bytes())
+    with pytest.raises(BadInput, match=rf"{table}/part-00001.parquet: found a file that was changed"):
+        make(run, tmp_path / "out")
+    shard.unlink()
+    with pytest.raises(BadInput, match=rf"{table}/part-00001.parquet: found no such file"):
+        make(run, tmp_path / "out")
+    shard.write_bytes(content)
+    make(run, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("e.txt", "It was said by many of those who were there that day, as they told".encode("utf-16")),
+        ("e.txt", "Il était dit par beaucoup".encode("latin-1")),
+        ("e.csv", "question\nIl était dit par beaucoup\n".encode("latin-1")),
+        ("e.csv", "question\nIt was said by many\n".encode("utf-16")),
+    ],
+)
+def test_an_evaluation_set_in_another_encoding_is_refused(tmp_path: Path, name: str, content: bytes):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput, match=r"UTF-8"):
+        read_evaluation(str(tmp_path / name))
+
+
+def test_the_card_says_of_splits_and_people_what_is_so(tmp_path: Path):
+    def card(**changes: Any) -> str:
+        name = str(changes)
+        make(some_run(tmp_path / "run" / name, 60), tmp_path / name, **changes)
+        return (tmp_path / name / "README.md").read_text()
+
+    assert "nearly the same (similarity from 0.8 on)" in card()
+    assert "nearly the same" not in card(near_duplicates=None)
+    pairs = [pair(f"r{n}") for n in range(8)]
+    labels = [label(f"r{n}", reviewed="a" if n < 3 else None) for n in range(6)]
+    labels += [label(f"r{n}", "none", judged="a", reviewed="none") for n in (6, 7)]
+    run = write_run(tmp_path / "people", pairs=pairs, labels=labels, verdicts=[verdict(f"r{n}") for n in range(8)])
+    make(run, tmp_path / "set")
+    assert (
+        "A model decided 3 of the 6 pairs. A person decided 3 of them." in (tmp_path / "set" / "README.md").read_text()
+    )
 
 
 def test_conversations_that_begin_alike_are_in_one_group():

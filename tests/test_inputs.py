@@ -194,6 +194,23 @@ def test_a_csv_line_with_too_few_columns_is_a_drop(tmp_path: Path):
     assert [type(item).__name__ for item in read(tmp_path / "p.csv")] == ["Row", "Drop", "Drop", "Row"]
 
 
+def test_a_csv_line_in_another_encoding_is_a_drop_and_a_bad_one_is_named(tmp_path: Path):
+    path = tmp_path / "p.csv"
+    path.write_bytes("id,prompt\n1,good\n2,\u00e9t\u00e9\n".encode("latin-1"))
+    good, bad = read(path)
+    assert isinstance(good, Row) and isinstance(bad, Drop) and "bytes that are not UTF-8" in bad.detail
+    path.write_text('id,prompt\n1,a\n2,b\n3,"c"d\n')
+    with pytest.raises(BadInput, match=r"p\.csv:4: "):
+        read(path)
+
+
+def test_a_parquet_file_with_a_time_zone_that_is_none_is_an_error(tmp_path: Path):
+    when = pa.array([0], pa.timestamp("us", tz="Mars/Olympus"))
+    pq.write_table(pa.table({"prompt": ["hi"], "when": when}), tmp_path / "p.parquet")
+    with pytest.raises(BadInput, match="rows after 0 that cannot be read"):
+        read(tmp_path / "p.parquet")
+
+
 def test_a_limit_reads_no_further(tmp_path: Path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": "b"}\nnot json\n')

@@ -235,13 +235,42 @@ def test_a_kill_while_a_review_is_entered_is_healed_by_the_next_run(folder: Path
     run(folder, review_share=1.0)
     line = json.loads((folder / "review.jsonl").read_text().splitlines()[0])
     filled = write_jsonl(folder.parent / "f.jsonl", [{**line, "answer": "none"}])
-    monkeypatch.setattr(stages, "_manifest_entry", lambda *_: 1 / 0)
+    monkeypatch.setattr(stages, "count_stage", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(folder, apply_review=str(filled))
     assert "label" not in open_run(str(folder)).manifest()
     monkeypatch.undo()
     use(monkeypatch, likes(is_revision))
     assert run(folder).entry["counts"]["reviewed"]["n"] == 1
+
+
+def test_a_review_is_entered_whatever_the_labels_were_made_with(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    use(monkeypatch, likes(is_revision))
+    run(folder, review_share=1.0, judge_mode="logprob", judge_principles=1, seed=3)
+    lines = [json.loads(line) for line in (folder / "review.jsonl").read_text().splitlines()]
+    filled = write_jsonl(folder.parent / "f.jsonl", [{**lines[0], "answer": "none"}, *lines[1:]])
+    asked = use(monkeypatch, likes(is_revision))
+    outcome = run(folder, apply_review=str(filled))
+    assert not asked and outcome.entry["settings"]["judge_mode"] == "logprob"
+    counts = outcome.entry["counts"]
+    assert counts["undecided_by_reason"] == {"person_chose_neither": 1}
+    assert counts["decided"] + sum(counts["undecided_by_reason"].values()) == counts["kept"] == 12
+    assert open_run(str(folder)).manifest()["label"] == outcome.entry
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"pair_id": "x", "answer": "a", "answer": "b"}',
+        '{"pair_id": "x", "a": NaN, "b": "", "prompt": [], "answer": "a"}',
+    ],
+)
+def test_a_line_that_says_two_things_or_nothing_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, line: str):
+    use(monkeypatch, derived_script)
+    run(folder)
+    (folder.parent / "f.jsonl").write_text(line + "\n")
+    with pytest.raises(BadInput, match=r"f.jsonl:1: found a line that cannot be read"):
+        run(folder, apply_review=str(folder.parent / "f.jsonl"))
 
 
 def test_a_shard_of_which_one_table_is_damaged_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,11 +8,12 @@ import pytest
 from datasets import load_dataset
 
 from cai import stages
-from cai.engines import Request
+from cai.engines import Engine, Request, Spec, open_engine
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput, CheckFailed
 from cai.pipeline import Finished, pipeline
-from cai.settings import PipelineSettings, load_settings
+from cai.settings import CalibrateSettings, PipelineSettings, load_settings
+from cai.stages import calibrate_stage
 from tests.conftest import Quiet, write_jsonl
 
 
@@ -67,7 +68,15 @@ def test_where_nothing_is_revised_the_clean_answers_are_still_exported(tmp_path:
         ({"helpful": "nope.jsonl"}, "nope.jsonl"),
         ({"pairs": "samples"}, "pairs of samples with one sample per prompt"),
         ({"templates": "nowhere"}, "no such folder"),
-        ({"dataset": "."}, "somebody else's"),
+        ({"dataset": "other"}, "a file or a link"),
+        ({"dataset": "folder"}, "somebody else's"),
+        ({"dataset": "."}, "a folder that it lies in"),
+        ({"dataset": "run"}, "the run, or a folder"),
+        ({"dataset": "other/set"}, "no writable folder"),
+        ({"dataset": "set[1]"}, "a pattern"),
+        ({"judge": "typo.yaml"}, "no script"),
+        ({"judge_endpoint": "http://127.0.0.1:9/v1"}, "endpoints together with the engine 'scripted'"),
+        ({"long_prompts": "shorten", "judge_endpoint": "http://127.0.0.1:9/v1"}, "shorten with a server"),
         ({"min_accuracy": 0.5}, "without gold"),
     ],
 )
@@ -76,9 +85,54 @@ def test_what_a_later_stage_cannot_use_is_found_before_anything_is_asked(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other").write_text("of somebody else")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "other").write_text("of somebody else")
+    monkeypatch.setattr(stages, "open_engine", lambda spec: _open(spec, asked))
     with pytest.raises(BadInput, match=words):
         run(tmp_path, **changes)
     assert asked == [] and not (tmp_path / "run").exists()
+
+
+def _open(spec: Spec, asked: list[str]) -> Engine:
+    """The real engines, and of the scripted one whose calls are written down."""
+
+    def answer(request: Request) -> Any:
+        asked.append(request.purpose)
+        return derived_script(request)
+
+    return ScriptedEngine(answer) if spec.model is None and not spec.endpoints else open_engine(spec)
+
+
+def test_other_labels_in_the_folder_are_found_before_new_rows_are_paid_for(tmp_path: Path, asked: list[str]):
+    run(tmp_path, rows=6, failed_revision="keep")
+    asked.clear()
+    with pytest.raises(BadInput, match=r"other settings: tie_band"):
+        run(tmp_path, rows=12, failed_revision="keep", tie_band=0.1)
+    assert asked == []
+    run(tmp_path, rows=12, failed_revision="keep", tie_band=0.1, replace=True)
+    assert "response" in asked
+
+
+def test_each_judge_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]):
+    monkeypatch.chdir(tmp_path)
+    gold = write_jsonl(tmp_path / "g.jsonl", [{"prompt": "q", "chosen": "good", "rejected": "x"}])
+    for own in ({"engine": "scripted"}, {"model": "m"}, {"engine": "vllm", "model": "m", "adapter": "a"}):
+        asyncio.run(calibrate_stage(CalibrateSettings(gold=str(gold), **own), Quiet()))
+    assert len(list((tmp_path / "data" / "runs").glob("calibrate-*"))) == 3
+
+
+def test_gold_and_answers_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]):
+    monkeypatch.chdir(tmp_path)
+    gold = write_jsonl(tmp_path / "g.jsonl", [{"prompt": "q", "chosen": "good", "rejected": "x"}])
+    run(tmp_path, rows=6, failed_revision="keep")
+    measure = {"gold": str(gold), "engine": "scripted"}
+    with pytest.raises(BadInput, match=r"the folder of a cai (label|revise)"):
+        asyncio.run(calibrate_stage(CalibrateSettings(**measure, out=str(tmp_path / "run")), Quiet()))
+    asyncio.run(calibrate_stage(CalibrateSettings(**measure, out=str(tmp_path / "gold")), Quiet()))
+    asked.clear()
+    with pytest.raises(BadInput, match="the folder of a cai calibrate"):
+        run(tmp_path, rows=6, out=str(tmp_path / "gold"))
+    assert asked == []
 
 
 def test_a_judge_under_the_bar_stops_it_and_other_gold_is_judged_anew(
