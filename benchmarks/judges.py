@@ -9,7 +9,9 @@ command again goes on where it stopped. Further settings of `cai calibrate` come
 """
 
 import argparse
+import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from benchmarks.runs import run_variants
 from cai import markdown
 from cai.calibrate import judge_figures, temperature_figures
 from cai.constitution import load_constitution
-from cai.label import label, soft_label
+from cai.gold import a_is_gold
+from cai.label import label, log_odds, soft_label
 from cai.progress import Progress
 from cai.rows import Verdict
 from cai.settings import CalibrateSettings, load_settings
@@ -55,6 +58,8 @@ async def _measure(options: argparse.Namespace) -> dict[str, Json]:
         own = {**given, **VARIANTS[variant], "out": out, "reuse": tuple(runs)}
         settings = load_settings(CalibrateSettings, options.config, own)
         figures[variant] = (await calibrate_stage(settings, Progress())).figures
+        run = open_run(out)
+        figures[variant]["without_length"] = without_length(run.records("pairs"), run.records("labels"))
         if settings.judge_mode != "pointwise":
             figures[f"{variant}, one order"] = _one_order(settings, out)
         runs.append(out)
@@ -77,7 +82,30 @@ def _one_order(settings: CalibrateSettings, folder: str) -> Json:
     pairs = list(run.records("pairs"))
     figures = judge_figures(pairs, rows, labels)
     figures["temperature"] = temperature_figures(gather(pairs, rows, labels, weights), soft_label)
+    figures["without_length"] = without_length(pairs, labels)
     return figures
+
+
+def without_length(pairs: Iterable[Json], labels: Iterable[Json]) -> Json:
+    """The accuracy of all that was read once what length explains is taken out of the labels' log-odds: their least
+    squares fit, through the origin, on the log of the ratio of the answers' words. And the correlation with it."""
+    told = {label["pair_id"]: label["probability_a"] for label in labels if label["probability_a"] is not None}
+    read = [pair for pair in pairs if pair["pair_id"] in told]
+    odds = [log_odds(told[pair["pair_id"]]) for pair in read]
+    ratios = [math.log((1 + len(pair["a"].split())) / (1 + len(pair["b"].split()))) for pair in read]
+    shared, own = _dot(odds, ratios), _dot(ratios, ratios)
+    slope = shared / own if own else 0.0
+    gold = [1 if a_is_gold(pair) else -1 for pair in read]
+    left = [(one - slope * ratio) * side for one, ratio, side in zip(odds, ratios, gold, strict=True)]
+    both = math.sqrt(own * _dot(odds, odds))
+    return {
+        "accuracy": sum(1.0 if one > 0 else 0.5 if one == 0 else 0.0 for one in left) / len(left) if left else None,
+        "correlation": shared / both if both else None,
+    }
+
+
+def _dot(one: list[float], other: list[float]) -> float:
+    return math.fsum(a * b for a, b in zip(one, other, strict=True))
 
 
 def table(figures: dict[str, Json]) -> str:
@@ -110,6 +138,8 @@ _COLUMNS: dict[str, Any] = {
     "sides with the longer (gold)": lambda one: "{} ({})".format(
         *(_number(one["longer"][who]["value"]) for who in ("judge", "gold"))
     ),
+    "without length": lambda one: _number(one["without_length"]["accuracy"]),
+    "length explains": lambda one: _number(one["without_length"]["correlation"]),
 }
 
 
