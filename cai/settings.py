@@ -42,7 +42,8 @@ def _text(value: str) -> str:
     return value
 
 
-Several = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_list)]
+Told = Annotated[str, AfterValidator(_text)]
+Several = Annotated[tuple[Told, ...], Field(strict=False), BeforeValidator(_list)]
 Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
 Name = Annotated[str, Field(min_length=1)]
 Temperature = Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)]
@@ -357,7 +358,7 @@ class Exporting(BaseModel):
         default="final", description="Answers for supervised fine-tuning: the final ones, or every revision taken."
     )
     clean_answers: Switch = Field(default="on", description="Responses that the gate left alone go into sft too.")
-    helpful: str | None = Field(
+    helpful: Told | None = Field(
         default=None, description="Helpful answers for sft: a run with responses, or a file with messages."
     )
     helpful_share: float = Field(default=0.5, ge=0, lt=1, description="Share of the sft rows that are helpful ones.")
@@ -377,7 +378,7 @@ class Exporting(BaseModel):
     decontaminate: Several = Field(
         default=(), description="Evaluation set: rows that share 13 words in a row with it are left out; several times."
     )
-    licence: Annotated[str, AfterValidator(_text)] = Field(
+    licence: Told = Field(
         default="unknown", description="Licence of the dataset, for its card."
     )
     trainer: Trainer = Field(

@@ -110,6 +110,8 @@ def test_show_tells_why_a_row_was_dropped(tmp_path: Path):
             ["revise", "redteam", "--out", "x", "--engine", "scripted", "--reuse", "none"],
             "--reuse none: found no journal",
         ),
+        (["label", "x", "--judge-principles", "0"], "found 0, expected 'all' or greater than or equal to 1"),
+        (["export", "x", "--out", "y", "--helpful", "h\udcff.jsonl"], "expected text that UTF-8 can hold"),
         (["report", "none"], "none: found no run"),
         (["show", "none", "r1"], "none: found no run"),
         (["constitution", "lint", "none"], "none: found no such constitution"),
@@ -122,6 +124,16 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_written(tmp_path: Path, ar
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml"]
+
+
+def test_a_terminal_that_knows_only_ascii_gets_question_marks(tmp_path: Path):
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": "a", "prompt": "Où est la gare ?"}])
+    done = cai("revise", prompts, "--engine", "scripted", "--out", tmp_path / "run")
+    assert done.returncode == 0
+    for command in (["report", tmp_path / "run"], ["show", tmp_path / "run", "a"]):
+        told = cai(*command, env={"PYTHONIOENCODING": "ascii"})
+        assert told.returncode == 0 and "Traceback" not in told.stderr
+    assert "O? est la gare ?" in told.stdout
 
 
 def test_lint_names_what_is_wrong_and_exits_1(tmp_path: Path):
