@@ -378,9 +378,7 @@ class Exporting(BaseModel):
     decontaminate: Several = Field(
         default=(), description="Evaluation set: rows that share 13 words in a row with it are left out; several times."
     )
-    licence: Told = Field(
-        default="unknown", description="Licence of the dataset, for its card."
-    )
+    licence: Told = Field(default="unknown", description="Licence of the dataset, for its card.")
     trainer: Trainer = Field(
         default="trl",
         description="Files for another trainer beside those that TRL reads.",
