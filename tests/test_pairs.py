@@ -21,7 +21,7 @@ def trajectory(prompt_id: str, sample: int, response: str, *rounds: Round) -> Tr
     final = next((one.revision for one in reversed(rounds) if one.taken and one.revision), response)
     return Trajectory(
         row_id, prompt_id, sample, (Message("user", "q"),), "here:1", "{}", response, "stop", "k", rounds, final,
-        final != response, "m", "m", "m", "c", "sha", "sha", 0, 1, 0, 1,
+        final != response, "m", "m", "m", "c", "sha", "sha", 0, 1, 0, 1, 0,
     )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_equal_texts_are_never_a_pair(tmp_path: Path):
 def test_responses_are_paired_as_samples_and_a_limit_counts_rows(tmp_path: Path):
     rows = [
         Response(f"q{n // 2}" + ("~1" if n % 2 else ""), f"q{n // 2}", n % 2, (Message("user", "q"),), "here:1", "{}",
-                 f"text {n}", "stop", "k", "m", "sha", 0, 1, 0, 1)
+                 f"text {n}", "stop", "k", "m", "sha", 0, 1, 0, 1, 0)
         for n in range(8)
     ]  # fmt: skip
     run = a_run(tmp_path / "r", [rows[:4], rows[4:]], "responses")
