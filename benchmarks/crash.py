@@ -127,10 +127,13 @@ def _run(folder: Path, stage: str, moment: float | None) -> bool:
     return True
 
 
-def _tables(folder: Path) -> dict[str, bytes]:
+def _files(folder: Path) -> list[Path]:
     """Every Parquet file that a reader would take for data, of run and dataset."""
-    files = (file for part in ("run", "set") for file in (folder / part).rglob("*.parquet"))
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+    return [file for part in ("run", "set") for file in (folder / part).rglob("*.parquet")]
+
+
+def _tables(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in _files(folder)}
 
 
 def _compare(folder: Path, wanted: dict[str, bytes], place: str, tally: Tally) -> None:
@@ -140,9 +143,7 @@ def _compare(folder: Path, wanted: dict[str, bytes], place: str, tally: Tally) -
 
 
 def _rows(folder: Path) -> int:
-    return sum(
-        pq.read_metadata(file).num_rows for part in ("run", "set") for file in (folder / part).rglob("*.parquet")
-    )
+    return sum(pq.read_metadata(file).num_rows for file in _files(folder))
 
 
 def _ledger(folder: Path) -> list[str]:

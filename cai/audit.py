@@ -9,7 +9,7 @@ from typing import Any
 from cai.calibrate import agreement
 from cai.checks import CHECKS, boilerplate_endings
 from cai.journal import Tally
-from cai.label import NEITHER, REASONS
+from cai.label import NEITHER, REASONS, why_none
 from cai.refusals import is_refusal
 from cai.store import Json, Run
 from cai.templates import fence
@@ -76,7 +76,7 @@ def count_labels(run: Run) -> Json:
     for row in run.records("labels", ["pair_id", "chosen", "judged", "reason", "reviewed", "position_gap"]):
         chosen[row["chosen"]] += 1
         if row["chosen"] == "none":
-            reasons[row["reason"] if row["reviewed"] is None else NEITHER] += 1
+            reasons[why_none(row)] += 1
         if row["position_gap"] is not None:
             gaps.append(row["position_gap"])
         if row["reviewed"] is not None:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from cai.dataset import Answer, DecidedPair
 from cai.errors import BadInput
 from cai.inputs import ROLES
-from cai.label import NEITHER
+from cai.label import why_none
 from cai.pairs import row_of
 from cai.rows import Message, as_messages, is_text
 from cai.sources import Unreadable, read_records
@@ -110,7 +110,7 @@ def run_pairs(run: Run) -> Candidates:
 
 def _decided(run: Run, pair: Json, label: Json, cut_off: set[str]) -> DecidedPair | str:
     if label["chosen"] == "none":
-        return _why_none(label)
+        return why_none(label)
     chosen, rejected = ("a", "b") if label["chosen"] == "a" else ("b", "a")
     origin = pair[f"{chosen}_from"]
     if row_of(pair, origin) in cut_off and (origin == "response" or origin.startswith("sample-")):
@@ -132,11 +132,6 @@ def _decided(run: Run, pair: Json, label: Json, cut_off: set[str]) -> DecidedPai
         pair[f"{rejected}_from"], likely, margin, tuple(label["principles"]),
         by_person, label["reviewed"] is not None,
     )  # fmt: skip
-
-
-def _why_none(label: Json) -> str:
-    """Why a label decides nothing: a person's word comes before the judge's reason."""
-    return label["reason"] if label["reviewed"] is None else NEITHER
 
 
 def _cut_off(run: Run) -> set[str]:

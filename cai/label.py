@@ -188,6 +188,11 @@ def label(verdicts: Sequence[Verdict], weights: Mapping[str, float], rule: Rule)
     return Told(0.5 + mean, chosen, margin, gap, agreement, reason)
 
 
+def why_none(label_row: Mapping[str, Any]) -> str:
+    """Why a row of `labels` decides nothing: a person's word comes before the judge's reason."""
+    return label_row["reason"] if label_row["reviewed"] is None else NEITHER
+
+
 def soft_label(evidence: Sequence[tuple[float, Sequence[float]]], temperature: float) -> float:
     """The probability of a: the weighted mean over principles and orders. `evidence` has each principle's weight, and
     the log-odds of a in each order."""

@@ -115,27 +115,30 @@ async def label_stage(settings: LabelSettings, watch: Watch) -> Outcome:
     """
     run = open_run(settings.run)
     if settings.apply_review is not None:
-        return _apply_review(run, settings)
+        return _apply_review(run, settings.apply_review, settings.review_share)
     pairs = RunPairs(run, settings.pairs, settings.limit)
-    revised_with = run.folder / "inputs" / "revise" / "constitution.yaml"
-    default = str(revised_with) if revised_with.is_file() else "harmlessness"
-    constitution = load_constitution(settings.constitution or default)
-    stage, work = _judging("label", settings, settings.run, constitution)
+    stage, work = _judging("label", settings, settings.run, _labelling_by(run, settings))
     amend = partial(review, answers={}, share=settings.review_share, seed=settings.seed)
     return await _run(stage, pairs, work, tables, watch, amend, settings.replace)
 
 
-def _apply_review(run: Run, settings: LabelSettings) -> Outcome:
+def _labelling_by(run: Run, settings: LabelSettings) -> Constitution:
+    """The constitution that is named, or else the one that the run was revised with."""
+    revised_with = run.folder / "inputs" / "revise" / "constitution.yaml"
+    return load_constitution(settings.constitution or (str(revised_with) if revised_with.is_file() else "harmlessness"))
+
+
+def _apply_review(run: Run, file: str, share: float) -> Outcome:
     """Enter people's answers into the labels that are there, whatever they were made with. No model is asked."""
     begun = time.monotonic()
-    answers = read_review(settings.apply_review or "")
+    answers = read_review(file)
     check_review(run, answers)
     with run:
         entry = run.manifest()["label"]
-        if review(run, answers, settings.review_share, entry["settings"]["seed"]):
+        if review(run, answers, share, entry["settings"]["seed"]):
             entry |= {"counts": count_stage(run, "label"), "files": run.files("label", TABLES["label"])}
             run.write_manifest("label", entry)
-    return Outcome("label", settings.run, entry, Tally(), time.monotonic() - begun)
+    return Outcome("label", str(run.folder), entry, Tally(), time.monotonic() - begun)
 
 
 async def check_label(settings: LabelSettings) -> None:
@@ -143,16 +146,12 @@ async def check_label(settings: LabelSettings) -> None:
 
     A judge on a server is asked whether it is there; of another only the files are looked at, since loading takes long.
     """
-    stage, _ = _judging("label", settings, settings.run, load_constitution(settings.constitution or "harmlessness"))
     run = Run(Path(settings.run))
+    stage, _ = _judging("label", settings, settings.run, _labelling_by(run, settings))
     async with AsyncExitStack() as engines:
         if settings.spec().endpoints and "label" not in run.manifest():
             await engines.enter_async_context(stage.roles["judge"])
-        belongs = stage.belongs()
-    if (run.folder / "settings.json").is_file():
-        _refuse_other_tables(run, stage)
-        if not settings.replace:
-            _refuse_other_settings(run, stage, belongs)
+        _refuse_other_work(run, stage, stage.belongs(), settings.replace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,9 +318,7 @@ async def _run(
     belongs = stage.belongs()
     begun = time.monotonic()
     with Run(Path(stage.out)) as run:
-        _refuse_other_tables(run, stage)
-        if not anew:
-            _refuse_other_settings(run, stage, belongs)
+        _refuse_other_work(run, stage, belongs, anew)
         plan = await _plan(run, stage, digest(belongs), source, anew)
         tally = Tally()
         watch.begin(stage.name, plan.rows, plan.finished_rows)
@@ -460,6 +457,13 @@ def _still_to_do(source: Source, size: int, open_chunks: Mapping[int, str]) -> I
             seen += 1
     if seen < len(open_chunks):
         raise BadInput(source.spec, "fewer rows than a moment ago", "a source that stands still", "Run again.")
+
+
+def _refuse_other_work(run: Run, stage: _Stage, belongs: Json, anew: bool) -> None:
+    """Raise BadInput if the folder holds what this stage must not be mixed with; `anew` lets it have other settings."""
+    _refuse_other_tables(run, stage)
+    if not anew:
+        _refuse_other_settings(run, stage, belongs)
 
 
 def _refuse_other_settings(run: Run, stage: _Stage, belongs: Json) -> None:
