@@ -1,6 +1,7 @@
 """The vLLM engine: its life and its calls against a vLLM that plays dead, and (marked `vllm`) against the real one."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +18,10 @@ from cai.engines import vllm as module
 from cai.engines.vllm import Held, VllmEngine
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
 from cai.rows import Message
+from cai.settings import ReviseSettings
+from cai.stages import revise_stage
+from cai.store import open_run
+from tests.conftest import Quiet
 
 
 def asked(text: str = "Say something.", **changes: Any) -> Request:
@@ -367,6 +372,41 @@ def test_the_real_engine_answers_reuses_prefixes_and_survives_its_own_death():
             assert all(one.text for one in answered) and engine.restarts == 1
 
     asyncio.run(live())
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
+def test_a_run_on_the_real_engine_outlives_it_and_loads_one_model_for_three_roles_once(tmp_path: Path):
+    rows = [{"id": f"r{n}", "prompt": f"What is {n} and {n}?"} for n in range(15)]
+    rows.insert(7, {"id": "long", "prompt": "word " * 900})
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    class Killing(Quiet):
+        """Kills the engine's processes when five rows are done."""
+
+        def row(self, kept: bool) -> None:
+            super().row(kept)
+            if len(self.rows) == 5:
+                self.killed = workers()
+                for pid in self.killed:
+                    os.kill(pid, signal.SIGKILL)
+
+    settings = ReviseSettings(
+        prompts=str(prompts), out=str(tmp_path / "run"), engine="vllm", engine_option=("max_model_len=800",),
+        critic="embedded", reviser="embedded", wording="short", principles="one", gate_threshold=0.0, revision_tries=1,
+        failed_revision="keep", max_tokens=30, critique_max_tokens=20, revision_max_tokens=20, slots=4,
+    )  # fmt: skip
+    watch = Killing()
+    outcome = asyncio.run(revise_stage(settings, watch))
+    counts = outcome.entry["counts"]
+    assert (counts["read"], counts["kept"], counts["dropped_by_reason"]) == (16, 15, {"refused_by_engine": 1})
+    assert outcome.session.engine_restarts == 1
+    (drop,) = open_run(settings.out).dropped("revise", "trajectories")
+    assert drop["row_id"] == "long" and "exceed the window of 800" in drop["detail"]
+    assert [row["row_id"] for row in open_run(settings.out).records("trajectories")] == [f"r{n}" for n in range(15)]
+    assert 0 < len(watch.killed) <= 2, "one engine for three roles: its core, and a worker"
 
 
 def workers() -> list[int]:
