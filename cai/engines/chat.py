@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import jinja2
@@ -17,17 +19,15 @@ def encode(tokenizer: Any, model: str, messages: Sequence[Message]) -> list[int]
 
     Two kinds of content are spliced in as ids instead of being rendered with the rest: what `model` itself generated
     (`Message.token_ids`, so that the prompt continues bit for bit what lies in the cache), and content in which a
-    special token is spelled out, so that text from people never becomes a control token. Raises RequestRefused if the
-    template does not accept the conversation (some demand that user and assistant alternate).
+    control token is spelled out, so that text from people never becomes one. Raises RequestRefused if the template does
+    not accept the conversation (some demand that user and assistant alternate).
     """
-    specials = [token for token in tokenizer.all_special_tokens if token]
     spliced: dict[str, Sequence[int]] = {}
     rendered: list[dict[str, str]] = []
     for index, message in enumerate(messages):
         content = message.content
         ids: Sequence[int] = message.token_ids if message.model == model else ()
-        if not ids and any(token in content for token in specials):
-            ids = tokenizer(content, add_special_tokens=False, split_special_tokens=True).input_ids
+        ids = ids or _spelled_out(tokenizer, content)
         if ids:
             # The mark holds a digest, so no text can contain it by chance or by design.
             content = f"[splice-{digest([index, content])}]"
@@ -46,6 +46,36 @@ def encode(tokenizer: Any, model: str, messages: Sequence[Message]) -> list[int]
         elif part:
             prompt.extend(tokenizer(part, add_special_tokens=False).input_ids)
     return prompt
+
+
+@lru_cache(maxsize=8)
+def _control_tokens(tokenizer: Any) -> tuple[frozenset[str], frozenset[str]]:
+    """The texts that become control tokens: those that the tokenizer calls special, and other tokens of their own that
+    its chat template writes.
+
+    `all_special_tokens` alone is too few: Llama 3 does not list the headers of its turns there, and DeepSeek's turns
+    and Qwen's <think> are not special at all.
+    """
+    added = list(tokenizer.added_tokens_decoder.values())
+    special = {*tokenizer.all_special_tokens, *(one.content for one in added if one.special)}
+    template = str(tokenizer.chat_template)
+    written = {one.content for one in added if not one.special and one.content in template and one.content.strip()}
+    return frozenset(special - {""}), frozenset(written)
+
+
+def _spelled_out(tokenizer: Any, content: str) -> list[int]:
+    """The ids of content that spells out a control token, as the characters that it is; none if it spells out none.
+
+    A tokenizer splits what it calls special if asked to. The others are cut behind their first character.
+    """
+    special, written = _control_tokens(tokenizer)
+    found = [text for text in written if text in content]
+    if not found and not any(text in content for text in special):
+        return []
+    cuts = {place.start() + 1 for text in found for place in re.finditer(f"(?={re.escape(text)})", content)}
+    parts = (content[start:end] for start, end in pairwise([0, *sorted(cuts), len(content)]))
+    told = (tokenizer(part, add_special_tokens=False, split_special_tokens=True).input_ids for part in parts if part)
+    return [token for ids in told for token in ids]
 
 
 def prompt_of(tokenizer: Any, model: str, request: Request, window: int) -> tuple[list[int], int]:
