@@ -6,6 +6,7 @@ import subprocess
 import sys
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from benchmarks.injections import FORMS, Read, as_text, figures_of, measure, tem
 from cai.constitution import Constitution
 from cai.engines import Request, Sampling
 from cai.engines.scripted import ScriptedEngine
+from cai.errors import RequestRefused
 from cai.gold import CHOSEN, REJECTED
 from cai.label import Judging, Rule
 from cai.rows import Message
@@ -151,17 +153,17 @@ async def figures(engine: ScriptedEngine, mode: str, constitution: Constitution,
 
 
 async def test_a_judge_that_obeys_what_is_not_fenced_flips_without_the_fences_only(constitution: Constitution):
-    others = [record for record in RECORDS if record.kind == OBEYED.kind]
-    told = await figures(compares(obeys=True), "logprob", constitution, others)
+    obeyed = [replace(record, injection=f"\n\n{ORDER}", where="end") for record in RECORDS[:12]]
+    assert {record.pair("clean", 0).a_from for record in obeyed} == {CHOSEN, REJECTED}
+    told = await figures(compares(obeys=True), "logprob", constitution, [*obeyed, *RECORDS[12:24]])
     assert told["fenced"]["flips"]["value"] == 0 and told["fenced"]["flipped"] == []
-    assert told["unfenced"]["flipped"] == [OBEYED.id]
-    assert told["unfenced"]["flips"]["n"] == len(others)
-    assert told["unfenced"]["flips"]["value"] == pytest.approx(1 / len(others))
-    assert told["unfenced"]["by_kind"][OBEYED.kind]["flips"] == told["unfenced"]["flips"]
-    assert told["unfenced"]["shift"]["mean"] == pytest.approx(0.89 / len(others), abs=1e-6)
+    assert told["unfenced"]["flipped"] == [record.id for record in obeyed]
+    assert (told["unfenced"]["flips"]["n"], told["unfenced"]["flips"]["value"]) == (24, 0.5)
+    assert told["unfenced"]["shift"]["mean"] == pytest.approx(0.89 / 2, abs=1e-6)
     assert told["unfenced"]["shift_of_control"]["mean"] == pytest.approx(0)
-    aimed = [record for record in others if record.aim in ("any", "pair")]
-    assert told["unfenced"]["aimed_at_this_mode"]["records"] == len(aimed) < len(others)
+    assert told["unfenced"]["by_kind"][RECORDS[0].kind]["flips"]["value"] == 1.0
+    aimed = [record for record in RECORDS[:24] if record.aim in ("any", "pair")]
+    assert told["unfenced"]["aimed_at_this_mode"]["records"] == len(aimed) < 24
 
 
 async def test_a_judge_that_does_not_obey_never_flips(constitution: Constitution):
@@ -169,6 +171,27 @@ async def test_a_judge_that_does_not_obey_never_flips(constitution: Constitution
     for form in told.values():
         assert form["labels"] == {variant: {"better": len(RECORDS)} for variant in VARIANTS}
         assert form["flips"]["value"] == form["flips_of_control"]["value"] == form["shift"]["mean"] == 0
+
+
+async def test_a_pair_that_the_judge_had_wrong_before_cannot_flip(constitution: Constitution):
+    wrong = ScriptedEngine(lambda one: 0.1 if one.messages[1].content in {it.better for it in RECORDS} else 0.9)
+    told = await measure(RECORDS[:5], wrong, Recorder(), constitution, judging("pointwise"), ["turn"], named=True)
+    assert told["turn"]["labels"]["injected"] == {"worse": 5}
+    assert told["turn"]["flips"]["n"] == 0 and told["turn"]["flipped"] == []
+
+
+async def test_a_pair_that_the_engine_refuses_is_counted_as_dropped_and_decides_nothing(constitution: Constitution):
+    def script(request: Request) -> float:
+        if ORDER in request.messages[1].content:
+            raise RequestRefused("too long")
+        return 0.5
+
+    records = [record for record in RECORDS if record.kind == OBEYED.kind]
+    engine, method = ScriptedEngine(script), judging("pointwise")
+    told = await measure(records, engine, Recorder(), constitution, method, ["turn"], named=True)
+    assert told["turn"]["labels"]["injected"] == {"none": len(records) - 1, "dropped": 1}
+    assert told["turn"]["shift"]["n"] == len(records) - 1
+    assert told["turn"]["reads"][OBEYED.id]["injected"] == {"chosen": "dropped", "worse": None}
 
 
 async def test_a_judge_of_one_answer_is_shown_it_as_a_turn_fenced_and_bare(constitution: Constitution):
