@@ -19,9 +19,21 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=False)
 
 
+# Control characters; what turns the direction of writing; what takes no room (zero-width spaces, joiners of words, the
+# letters of the tag block, selectors beyond the first sixteen). What joins letters and emoji is none of these.
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e0fff]"
+)
+
+
 def visible(text: str) -> str:
-    """`text` with its control characters spelled out: what a model or a prompt says must not drive the terminal."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
+    """`text` with what cannot be seen in it spelled out: what a model or a prompt says must not drive the terminal, and
+    a reader is to find what a judge was shown."""
+    return _UNSEEN.sub(lambda match: _spelled(ord(match[0])), text)
+
+
+def _spelled(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def print_outcome(outcome: Outcome) -> None:
