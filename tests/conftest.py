@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cai.engines.scripted import ScriptedEngine
 from cai.revise import Method, Roles
 from cai.rows import Message, Row
 from cai.templates import Templates, load_templates
+from tests.servers import Server
 
 # Datasets that a test loads are cached in a folder of this session, and found by no other one.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="cai-tests-")
@@ -119,3 +120,17 @@ def constitution() -> Constitution:
 @pytest.fixture(scope="session")
 def templates() -> Templates:
     return load_templates(few_shot=True)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """Starts servers, with the arguments of `Server`; all of them are stopped in the end."""
+    servers: list[Server] = []
+
+    def start(*arguments: Any, **options: Any) -> Server:
+        servers.append(Server(*arguments, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()

@@ -1,107 +1,21 @@
 """The server engine against small servers of our own that misbehave, on 127.0.0.1."""
 
 import asyncio
-import json
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from cai.engines import Completion, Request, Sampling, Spec, open_engine
-from cai.engines.server import choice_logprobs
+from cai.engines.replies import choice_logprobs
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
 from cai.rows import Message
+from tests.servers import Answer, Server, chat
 
 REQUEST = Request("response", "r1", (Message("system", "s"), Message("user", "hello")), Sampling(7, 0.5, 0.9), seed=11)
 GATE = Request("gate", "r1", (Message("user", "broken?"),), Sampling(1), seed=0, choices=("Yes", "No"))
-
-Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]]
-
-
-class Server:
-    """Serves what `behave(body, number of the call)` returns: status, JSON or text, headers."""
-
-    def __init__(self, behave: Callable[[dict[str, Any], int], Answer], models: list[str] | None = None) -> None:
-        self.calls: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                self.answer(
-                    200, {"object": "list", "data": [{"id": name, "object": "model"} for name in models or ["m"]]}, {}
-                )
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.calls.append(body)
-                outer.keys.append(self.headers["Authorization"])
-                status, said, *headers = behave(body, len(outer.calls))
-                self.answer(status, said, headers[0] if headers else {})
-
-            def answer(self, status: int, said: Any, headers: dict[str, str]) -> None:
-                data = said.encode("utf-8") if isinstance(said, str) else json.dumps(said).encode()
-                self.send_response(status)
-                kind = "text/html" if isinstance(said, str) else "application/json"
-                for name, value in {
-                    "Content-Type": kind,
-                    "Content-Length": str(len(data)),
-                    "Connection": "close",
-                    **headers,
-                }.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: Any) -> None:
-                return None
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def stop(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-
-
-def chat(
-    text: str = "hi there", finish: str = "stop", logprobs: list[tuple[str, float]] | None = None
-) -> dict[str, Any]:
-    told = None
-    if logprobs is not None:
-        top = [{"token": token, "logprob": logprob, "bytes": None} for token, logprob in logprobs]
-        told = {"content": [{"token": text, "logprob": -0.1, "bytes": None, "top_logprobs": top}], "refusal": None}
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish, "logprobs": told}
-    usage = {
-        "prompt_tokens": 9,
-        "completion_tokens": 2,
-        "total_tokens": 11,
-        "prompt_tokens_details": {"cached_tokens": 4},
-    }
-    return {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
-
-    def start(
-        behave: Callable[[dict[str, Any], int], Answer] = lambda body, n: (200, chat()), **options: Any
-    ) -> Server:
-        servers.append(Server(behave, **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
 
 
 def ask(*endpoints: str, requests: tuple[Request, ...] = (REQUEST,), **options: Any) -> list[Completion]:
@@ -251,8 +165,28 @@ def test_a_call_that_keeps_failing_is_dropped_only_if_the_server_answers_others(
 
     failed, answered = asyncio.run(both())
     assert isinstance(failed, RequestRefused) and isinstance(answered, Completion)
-    with pytest.raises(EngineGaveUp):
-        ask(server.url, requests=(poison,), retries=0)
+
+
+def test_the_last_call_of_a_run_is_dropped_only_if_the_server_answers_a_harmless_one(serve: Callable[..., Server]):
+    def behave(body: dict[str, Any], n: int) -> Answer:
+        return (200, chat()) if body["messages"][-1]["content"] == "Hello" else (500, {"error": {"message": "boom"}})
+
+    with pytest.raises(RequestRefused, match="kept failing on this call and answers a harmless one: 500: boom"):
+        ask(serve(behave).url, retries=0)
+    with pytest.raises(EngineGaveUp, match="does not answer any more: 500: boom"):
+        ask(serve(lambda body, n: (500, {"error": {"message": "boom"}})).url, retries=0)
+
+
+def test_a_server_that_answers_nothing_but_harmless_calls_ends_the_run(serve: Callable[..., Server]):
+    def behave(body: dict[str, Any], n: int) -> Answer:
+        return (200, chat()) if body["messages"][-1]["content"] == "Hello" else (500, {"error": {"message": "boom"}})
+
+    async def one_after_another() -> list[Any]:
+        async with open_engine(Spec("auto", "m", (serve(behave).url,), retries=0)) as engine:
+            return [(await asyncio.gather(engine.complete(REQUEST), return_exceptions=True))[0] for _ in range(9)]
+
+    ends = asyncio.run(one_after_another())
+    assert [type(end) for end in ends] == [RequestRefused] * 8 + [EngineGaveUp]
 
 
 def test_a_model_that_a_server_without_a_list_does_not_know_ends_the_run(serve: Callable[..., Server]):
@@ -271,12 +205,12 @@ def test_a_server_that_dies_in_the_middle_ends_the_run(serve: Callable[..., Serv
     server = serve()
 
     async def go() -> None:
-        async with open_engine(Spec("auto", "m", (server.url,), retries=1)) as engine:
+        async with open_engine(Spec("auto", "m", (server.url,), deadline_seconds=1.0)) as engine:
             await engine.complete(REQUEST)
             server.stop()
             await engine.complete(REQUEST)
 
-    with pytest.raises(EngineGaveUp, match="does not answer any more"):
+    with pytest.raises(EngineGaveUp, match=r"does not answer any more: no answer within 1 s \(.+\)\. The same command"):
         asyncio.run(go())
 
 

@@ -1,0 +1,56 @@
+"""What is found at the address of a server before it is asked anything: whether it is there, and its models."""
+
+from urllib.parse import urlsplit
+
+import openai
+
+from cai.engines.faults import cause_of
+from cai.errors import BadInput
+
+CONNECT_SECONDS, LOOK_SECONDS = 10.0, 30.0
+
+
+class NotThere(BadInput):
+    """An endpoint at which no server answers."""
+
+
+def served_models(endpoint: str, key: str) -> list[str]:
+    """The models that an endpoint lists; empty if it keeps no list. Raises BadInput if it cannot be used."""
+    timeout = openai.Timeout(LOOK_SECONDS, connect=CONNECT_SECONDS)
+    try:
+        with openai.OpenAI(base_url=endpoint, api_key=key, max_retries=0, timeout=timeout) as client:
+            return [model.id for model in client.models.list()]
+    except openai.APIConnectionError as error:
+        found = f"no server that answers ({cause_of(error)})"
+        raise NotThere(endpoint, found, "an OpenAI-compatible server", "Start it, or mend --endpoint.") from error
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        found = f"a server that refuses the key ({error.status_code})"
+        raise BadInput(endpoint, found, "access", "Set CAI_API_KEY.") from error
+    except openai.InternalServerError as error:
+        found = f"the status {error.status_code}"
+        raise NotThere(endpoint, found, "a server that works", "See the server's log.") from error
+    except (openai.APIError, AttributeError, TypeError, ValueError):
+        return []  # a server that keeps no such list may still answer chats
+
+
+def only_model(endpoints: list[str], key: str) -> str:
+    """The one model that the first endpoint serves, of those that can be reached. Raises BadInput."""
+    for number, endpoint in enumerate(endpoints, start=1):
+        try:
+            served = served_models(endpoint, key)
+        except NotThere:
+            if number == len(endpoints):
+                raise
+            continue
+        if len(served) != 1:
+            found = f"{len(served)} models ({', '.join(served)})" if served else "no list of models"
+            raise BadInput(endpoint, found, "exactly one, since --model is not given", "Give --model.")
+        return served[0]
+    raise AssertionError("there is at least one endpoint")
+
+
+def base_url(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise BadInput("endpoint", f"'{endpoint}'", "an address such as http://127.0.0.1:8000/v1", "Mend --endpoint.")
+    return endpoint.rstrip("/") + ("" if parts.path.strip("/") else "/v1")

@@ -1,0 +1,107 @@
+"""Small servers on 127.0.0.1 that speak the OpenAI chat protocol, well or badly."""
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+# A status, JSON or text, and headers; or one of the ways to give no answer.
+Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]] | str
+Behave = Callable[[dict[str, Any], int], Answer]
+
+HANGS = "hangs"  # says nothing, and keeps the connection open
+CLOSES = "closes"  # says half of an answer, and closes the connection
+BREAKS = "breaks"  # closes the connection without a word
+
+
+def well(body: dict[str, Any], number: int) -> Answer:
+    return 200, chat()
+
+
+class Server:
+    """Serves what `behave(body, number of the call)` returns. `models` is what it lists, and may be changed."""
+
+    def __init__(self, behave: Behave = well, models: list[str] | None = None, port: int = 0) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.behave, self.models = behave, models or ["m"]
+        self.stopped = threading.Event()
+        outer, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                models = [{"id": name, "object": "model"} for name in outer.models]
+                self.answer(200, {"object": "list", "data": models}, {})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    outer.calls.append(body)
+                    outer.keys.append(self.headers["Authorization"])
+                    number = len(outer.calls)
+                said = outer.behave(body, number)
+                if said == HANGS:
+                    outer.stopped.wait(20)
+                if isinstance(said, str):
+                    self.close_connection = True
+                    if said == CLOSES:
+                        self.answer(200, chat(), {}, half=True)
+                else:
+                    status, what, *headers = said
+                    self.answer(status, what, headers[0] if headers else {})
+
+            def answer(self, status: int, said: Any, headers: dict[str, str], half: bool = False) -> None:
+                data = said.encode("utf-8") if isinstance(said, str) else json.dumps(said).encode()
+                self.send_response(status)
+                kind = "text/html" if isinstance(said, str) else "application/json"
+                for name, value in {
+                    "Content-Type": kind,
+                    "Content-Length": str(len(data)),
+                    "Connection": "close",
+                    **headers,
+                }.items():
+                    self.send_header(name, value)
+                try:
+                    self.end_headers()
+                    self.wfile.write(data[: len(data) // 2] if half else data)
+                except OSError:
+                    return None  # whoever asked has given up
+
+            def log_message(self, *_: Any) -> None:
+                return None
+
+        class Http(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 256  # the usual 5 turn many connections at once into waits of seconds
+
+        self.http = Http(("127.0.0.1", port), Handler)
+        self.port = self.http.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Refuse connections from now on."""
+        if not self.stopped.is_set():
+            self.stopped.set()
+            self.http.shutdown()
+            self.http.server_close()
+
+
+def chat(
+    text: str = "hi there", finish: str = "stop", logprobs: list[tuple[str, float]] | None = None
+) -> dict[str, Any]:
+    told = None
+    if logprobs is not None:
+        top = [{"token": token, "logprob": logprob, "bytes": None} for token, logprob in logprobs]
+        told = {"content": [{"token": text, "logprob": -0.1, "bytes": None, "top_logprobs": top}], "refusal": None}
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish, "logprobs": told}
+    usage = {
+        "prompt_tokens": 9,
+        "completion_tokens": 2,
+        "total_tokens": 11,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
+    return {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
