@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,6 +14,7 @@ Behave = Callable[[dict[str, Any], int], Answer]
 HANGS = "hangs"  # says nothing, and keeps the connection open
 CLOSES = "closes"  # says half of an answer, and closes the connection
 BREAKS = "breaks"  # closes the connection without a word
+DRIPS = "drips"  # says one byte after another, and never comes to an end
 
 
 def well(body: dict[str, Any], number: int) -> Answer:
@@ -25,6 +27,7 @@ class Server:
     def __init__(self, behave: Behave = well, models: list[str] | None = None, port: int = 0) -> None:
         self.calls: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        self.moments: list[float] = []  # when each call came
         self.behave, self.models = behave, models or ["m"]
         self.stopped = threading.Event()
         outer, lock = self, threading.Lock()
@@ -37,9 +40,13 @@ class Server:
                 self.answer(200, {"object": "list", "data": models}, {})
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                sent = self.rfile.read(int(self.headers["Content-Length"]))
+                if not sent:
+                    return  # whoever asks has given up already
+                body = json.loads(sent)
                 with lock:
                     outer.calls.append(body)
+                    outer.moments.append(time.monotonic())
                     outer.keys.append(self.headers["Authorization"])
                     number = len(outer.calls)
                 said = outer.behave(body, number)
@@ -47,8 +54,13 @@ class Server:
                     outer.stopped.wait(20)
                 if isinstance(said, str):
                     self.close_connection = True
-                    if said == CLOSES:
+                    if said in (CLOSES, DRIPS):
                         self.answer(200, chat(), {}, half=True)
+                    while said == DRIPS and not outer.stopped.wait(0.1):
+                        try:
+                            self.wfile.write(b" ")
+                        except OSError:
+                            return
                 else:
                     status, what, *headers = said
                     self.answer(status, what, headers[0] if headers else {})

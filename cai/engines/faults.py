@@ -52,15 +52,18 @@ def said(error: BaseException) -> str:
     if not isinstance(error, openai.APIStatusError):
         return short(str(error))
     told: Any = error.body
-    message: Any = told.get("message") if isinstance(told, dict) else None
+    message: Any = told.get("message") if isinstance(told, dict) else told
     wait = retry_after_of(error)
-    told_to_wait = f", with Retry-After {wait:g} s" if wait else ""
-    return f"{error.status_code}: {short(message if isinstance(message, str) else error.message)}{told_to_wait}"
+    words = message if isinstance(message, str) and message else error.response.reason_phrase
+    return f"{error.status_code}: {short(words)}" + (f", with Retry-After {wait:g} s" if wait else "")
 
 
 def cause_of(error: BaseException) -> str:
+    """What made a connection fail; a server's error in its own words."""
     if isinstance(error, openai.APIStatusError):
         return said(error)
+    if isinstance(error, TimeoutError | openai.APITimeoutError):
+        return "no answer in time"
     cause = error.__cause__ or error
     return short(str(cause)) or type(cause).__name__
 

@@ -12,6 +12,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from types import TracebackType
@@ -32,7 +33,7 @@ from cai.rows import Message, as_turns
 TOP_LOGPROBS = 20
 SLOTS = 64  # for each endpoint
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.5, 8.0
-HARMLESS_SECONDS = 10.0
+HARMLESS_SECONDS = 15.0
 # So many calls in a row may be dropped because a harmless one was answered: a server that answers nothing else is ill.
 MOST_BLAMED = 8
 
@@ -247,14 +248,17 @@ class ServerEngine:
         return EngineGaveUp(f"{who} any more: {what}. The same command goes on later, also with another --endpoint.")
 
     async def _answers_a_harmless_call(self, endpoints: Iterable[Endpoint]) -> bool:
+        """Whether one of the endpoints at which a call has failed answers another; it is given some tries too."""
         harmless = Request("probe", "", (Message("user", "Hello"),), Sampling(1, 0.0), 0)
-        for endpoint in endpoints or self._endpoints.ready():
-            try:
-                async with asyncio.timeout(min(HARMLESS_SECONDS, self._spec.timeout_seconds)):
-                    free(await self._create(endpoint, harmless))
-            except (TimeoutError, openai.APIError, BadAnswer, RequestRefused):
-                continue
-            return True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HARMLESS_SECONDS):
+                for pause in (0.0, 1.0, 2.0):
+                    await asyncio.sleep(pause * FIRST_BACKOFF_SECONDS)
+                    for endpoint in endpoints or self._endpoints.ready():
+                        with suppress(TimeoutError, openai.APIError, BadAnswer, RequestRefused):
+                            async with asyncio.timeout(min(HARMLESS_SECONDS / 3, self._spec.timeout_seconds)):
+                                free(await self._create(endpoint, harmless))
+                            return True
         return False
 
 
