@@ -134,3 +134,10 @@ def serve() -> Iterator[Callable[..., Server]]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers are asked again after hundredths of a second."""
+    monkeypatch.setattr("cai.engines.endpoints.FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("cai.engines.server.FIRST_BACKOFF_SECONDS", 0.02)

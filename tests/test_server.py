@@ -14,6 +14,7 @@ from cai.errors import BadInput, EngineGaveUp, RequestRefused
 from cai.rows import Message
 from tests.servers import Answer, Server, chat
 
+pytestmark = pytest.mark.usefixtures("quick")
 REQUEST = Request("response", "r1", (Message("system", "s"), Message("user", "hello")), Sampling(7, 0.5, 0.9), seed=11)
 GATE = Request("gate", "r1", (Message("user", "broken?"),), Sampling(1), seed=0, choices=("Yes", "No"))
 
