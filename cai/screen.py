@@ -131,9 +131,8 @@ def _print_stage(screen: Console, stage: str, entry: Json) -> None:
     )
     table.add_row("output speed", f"{cost['completion_tokens_per_second']} tokens/s")
     if cost["engine_restarts"]:
-        table.add_row(
-            "engine", f"died and was started anew {cost['engine_restarts']} times; its calls were asked again"
-        )
+        times = "once" if cost["engine_restarts"] == 1 else f"{cost['engine_restarts']} times"
+        table.add_row("engine", f"died and was started anew {times}; what was in flight was asked again")
     if cost["shortened_calls"]:
         table.add_row("too long", f"{cost['shortened_calls']:,} calls went without a conversation's oldest turns")
     table.add_row("wall time", f"{cost['seconds']} s, all sessions")
