@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from cai.candidates import helpful_answers
+from cai.engines import kept_loaded
 from cai.export import check_place
 from cai.hygiene import read_evaluation
 from cai.runner import Watch
@@ -55,10 +56,13 @@ async def in_order(
     gold, revising = settings.calibrating(), settings.revising()
     labelling, exporting = settings.labelling(), settings.exporting()
     await check(labelling, exporting)
-    if gold is not None:
-        await measure(gold)
-    revised = await revise(revising)
-    labelled = await label(labelling)
+    # A judge that also answers, criticises or revises is loaded once for all of it; another one needs the memory.
+    both = labelling.spec() if labelling.spec() in revising.specs().values() else None
+    async with kept_loaded(both):
+        if gold is not None:
+            await measure(gold)
+        revised = await revise(revising)
+        labelled = await label(labelling)
     return Finished(revised, labelled, await export(exporting))
 
 

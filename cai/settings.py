@@ -215,6 +215,14 @@ class ReviseSettings(GenerateSettings):
     reviser: str | None = Field(default=None, description="Model for the revision; default: the generator.")
     reviser_endpoint: Several = Field(default=(), description="Server of the reviser; may be given several times.")
 
+    def specs(self) -> dict[str, Spec]:
+        """The engine of each role."""
+        return {
+            "generator": self.spec(),
+            "critic": self.spec(self.critic, self.critic_endpoint),
+            "reviser": self.spec(self.reviser, self.reviser_endpoint),
+        }
+
     def method(self) -> Method:
         return Method(
             seed=self.seed,

@@ -91,11 +91,7 @@ async def revise_stage(settings: ReviseSettings, watch: Watch) -> Outcome:
             "--principles fitting", f"{len(constitution.principles)} principles in {constitution.path}",
             f"at most {len(LETTERS)}, one for each letter", "Take --principles one or all.",
         )  # fmt: skip
-    specs = {
-        "generator": settings.spec(),
-        "critic": settings.spec(settings.critic, settings.critic_endpoint),
-        "reviser": settings.spec(settings.reviser, settings.reviser_endpoint),
-    }
+    specs = settings.specs()
     engines = _open(specs.values())
     roles = {role: engines[spec] for role, spec in specs.items()}
     work = partial(
@@ -364,10 +360,11 @@ async def _work_through(
             work = partial(_shortening, work)
         in_flight = InFlight(lambda: sum(engine.slots for engine in used), settings.rows_in_flight)
         chunks = _still_to_do(source, stage.shard_rows, plan.open_chunks)
+        restarts_before = sum(engine.restarts for engine in used)  # in an earlier stage, of an engine that is kept
         try:
             await run_chunks(run, stage.name, chunks, work, tables, digest(belongs), in_flight, tally, others, watch)
         finally:
-            tally.engine_restarts = sum(engine.restarts for engine in used)
+            tally.engine_restarts = sum(engine.restarts for engine in used) - restarts_before
             seconds = round(time.monotonic() - begun, 3)
             run.add_session({"stage": stage.name, "started": started, "seconds": seconds, **asdict(tally)})
 

@@ -8,7 +8,7 @@ import pytest
 from datasets import load_dataset
 
 from cai import stages
-from cai.engines import Engine, Request, Spec, open_engine
+from cai.engines import Engine, Request, Spec, open_engine, scripted
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput, CheckFailed
 from cai.pipeline import Finished, pipeline
@@ -147,3 +147,29 @@ def test_a_judge_under_the_bar_stops_it_and_other_gold_is_judged_anew(
     write_jsonl(gold, [{**records[0], "chosen": "another"}, *records[1:]])
     run(tmp_path, gold=str(gold), min_accuracy=0.0, failed_revision="keep")
     assert len(list((tmp_path / "data" / "runs").glob("calibrate-*"))) == 2
+
+
+@pytest.mark.parametrize(("judge", "loads"), [(None, 1), ("judge.yaml", 3)])
+def test_a_model_that_answers_and_judges_is_loaded_once_and_another_judge_when_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: str | None, loads: int
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judge.yaml").write_text("latency_seconds: 0\n")
+    gold = write_jsonl(
+        tmp_path / "g.jsonl", [{"prompt": "q", "chosen": f"good {n}", "rejected": "x"} for n in range(4)]
+    )
+    loaded: list[ScriptedEngine] = []
+    ended: list[ScriptedEngine] = []
+
+    class Loaded(ScriptedEngine):
+        async def __aenter__(self) -> "Loaded":
+            assert len(loaded) == len(ended), "never two models at a time"
+            loaded.append(self)
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            ended.append(self)
+
+    monkeypatch.setattr(scripted, "ScriptedEngine", Loaded)
+    run(tmp_path, rows=20, gold=str(gold), judge=judge, gate="off", failed_revision="keep")
+    assert len(loaded) == loads and loaded == ended

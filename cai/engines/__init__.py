@@ -1,9 +1,11 @@
 """What a model engine is: one method, `complete`. Everything else (batching, retries, loading) is behind it."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from cai.errors import BadInput
 from cai.ids import digest
@@ -131,11 +133,57 @@ class Spec:
     options: tuple[str, ...] = ()
 
 
+class _Kept:
+    """An engine that is loaded when it is first entered, and stays so when it is left: its keeper ends it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.loaded = engine, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    async def __aenter__(self) -> Self:
+        if not self.loaded:
+            await self.engine.__aenter__()
+            self.loaded = True
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+_keeper: ContextVar[tuple[Spec, list[_Kept]] | None] = ContextVar("keeper", default=None)
+
+
+@asynccontextmanager
+async def kept_loaded(spec: Spec | None) -> AsyncGenerator[None]:
+    """Inside, this spec is one engine for all stages, loaded once; None keeps nothing. Others come and go as ever."""
+    kept: list[_Kept] = []
+    token = _keeper.set((spec, kept) if spec is not None else None)
+    try:
+        yield
+    finally:
+        _keeper.reset(token)
+        for one in kept:
+            if one.loaded:
+                await one.engine.__aexit__(None, None, None)
+
+
 def open_engine(spec: Spec) -> Engine:
     """The engine that a spec means. Finds out which model it is and that it exists; loading waits for its context.
 
     Raises BadInput if there is no such model, or settings that do not go together.
     """
+    keeper = _keeper.get()
+    if keeper is None or keeper[0] != spec:
+        return _made(spec)
+    if not keeper[1]:
+        keeper[1].append(_Kept(_made(spec)))
+    kept: Any = keeper[1][0]
+    return kept
+
+
+def _made(spec: Spec) -> Engine:
     kind = spec.kind if spec.kind != "auto" else "server" if spec.endpoints else "transformers"
     if spec.endpoints and kind != "server":
         raise BadInput(
