@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from cai.errors import BadInput
 from cai.ids import digest, sample_row_id
 from cai.rows import Drop, Message, Pair, Row, is_text
-from cai.sources import Unreadable, kind_of, plain, read_records
+from cai.sources import LONGEST, Unreadable, kind_of, plain, read_records
 
 COLUMNS = ("prompt", "id")
 ROLES = ("system", "user", "assistant")
@@ -197,6 +197,8 @@ def text_of(value: object, where: str, wrong_type: str, bad: Bad) -> str:
     """The value if it is text that says something and that a table can hold."""
     if not isinstance(value, str):
         raise bad(wrong_type, f"{where} of the type {kind_of(value)}", "text")
+    if len(value) > LONGEST:
+        raise bad(wrong_type, f"{where} of {len(value)} characters", f"at most {LONGEST}")
     if not value.strip():
         raise bad("empty_text", f"an empty {where}", "some text")
     if not is_text(value):

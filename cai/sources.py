@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +18,11 @@ import pyarrow.parquet as pq
 from cai.errors import BadInput
 from cai.files import find_shipped
 from cai.rows import is_text
+
+# Bytes of a JSON line, and characters of a text: about four million tokens, which no model's window holds.
+LONGEST = 16 << 20
+# Objects and lists within each other. What a table and a journal hold of a record is written by functions that recurse.
+DEEPEST = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,20 @@ class Unreadable:
 
 def read_records(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
     """Each record with its place ("file.jsonl:12"). Raises BadInput if the source as a whole cannot be read."""
+    for place, record in _records(spec):
+        if isinstance(record, dict) and _nested_over(record, DEEPEST):
+            yield place, Unreadable(f"values nested more than {DEEPEST} deep", f"columns {', '.join(record)}"[:2000])
+        else:
+            yield place, record
+
+
+def _nested_over(value: object, depth: int) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, list | tuple) and (depth == 0 or any(_nested_over(one, depth - 1) for one in value))
+
+
+def _records(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
     if spec.startswith("datasets:"):
         yield from _datasets(spec)
         return
@@ -52,10 +71,14 @@ def read_records(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]
 
 def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, (line, length) in enumerate(_lines(file), start=1):
             if not line.strip():
                 continue
             place = f"{path.name}:{number}"
+            if length > LONGEST:
+                found = f"a line of {length} bytes, of which at most {LONGEST} are read"
+                yield place, Unreadable(found, line[:2000].decode("utf-8", "replace"))
+                continue
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 record = json.loads(text, object_pairs_hook=each_key_once)
@@ -66,6 +89,15 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
                 yield place, record
             else:
                 yield place, Unreadable(f"JSON of the type {kind_of(record)}", line[:2000].decode("utf-8", "replace"))
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Each line and its length; of one that is too long only the beginning, so that none fills the memory."""
+    while line := file.readline(LONGEST + 1):
+        length, rest = len(line), line
+        while not rest.endswith(b"\n") and (rest := file.readline(1 << 20)):
+            length += len(rest)
+        yield line, length
 
 
 def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -117,13 +149,28 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
     with file:
         try:
             for batch in file.iter_batches(batch_size=1024):
-                for record in batch.to_pylist():
+                for record in _batch(batch):
                     number += 1
                     yield f"{path.name}:{number}", record
         except (pa.ArrowException, ValueError, LookupError, OverflowError) as error:  # a time zone that is none, too
             brief = " ".join(str(error).split())[:200]
             found = f"rows after {number} that cannot be read ({brief})"
             raise BadInput(str(path), found, "a sound Parquet file", "Check how it was written.") from error
+
+
+def _batch(batch: Any) -> list[dict[str, Any] | Unreadable]:
+    """The records of a batch; one that holds bytes which are no text does not take the others with it."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        return [_alone(batch.slice(number, 1)) for number in range(batch.num_rows)]
+
+
+def _alone(batch: Any) -> dict[str, Any] | Unreadable:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError:
+        return Unreadable("bytes that are not UTF-8", f"columns {', '.join(batch.schema.names)}"[:2000])
 
 
 def _datasets(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
