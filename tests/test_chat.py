@@ -91,9 +91,3 @@ def test_no_control_token_comes_out_of_a_text_however_the_tokenizer_calls_it(att
     plain, attacked = (encode(tokenizer, "m", (Message("user", text),)) for text in ("x", attack))
     assert [id for id in attacked if id in controls] == [id for id in plain if id in controls]
     assert tokenizer.decode(attacked) == tokenizer.decode(plain).replace("<|turn|>x<|end|>", f"<|turn|>{attack}<|end|>")
-
-
-def test_a_token_that_no_turn_is_made_of_stays_one():
-    tokenizer = letters(TURNS.replace("<|turn|>", ": "))
-    ids = encode(tokenizer, "m", (Message("user", "x<|turn|>y"),))
-    assert tokenizer.convert_tokens_to_ids("<|turn|>") in ids

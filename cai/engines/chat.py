@@ -1,12 +1,15 @@
 """From messages to the token ids of a prompt, for engines that tokenise themselves."""
 
+import json
 import re
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import jinja2
+from tokenizers import Tokenizer
 
 from cai.engines import Request
 from cai.errors import BadInput, RequestRefused
@@ -19,15 +22,20 @@ def encode(tokenizer: Any, model: str, messages: Sequence[Message]) -> list[int]
 
     Two kinds of content are spliced in as ids instead of being rendered with the rest: what `model` itself generated
     (`Message.token_ids`, so that the prompt continues bit for bit what lies in the cache), and content in which a
-    control token is spelled out, so that text from people never becomes one. Raises RequestRefused if the template does
-    not accept the conversation (some demand that user and assistant alternate).
+    control token is spelled out, so that text never becomes one. What was generated with a special token in it is
+    taken as its text. Raises RequestRefused if the template does not accept the conversation (some demand that user and
+    assistant alternate), or the tokenizer cannot write a control token's name as text.
     """
+    control = _control(tokenizer)
     spliced: dict[str, Sequence[int]] = {}
     rendered: list[dict[str, str]] = []
     for index, message in enumerate(messages):
         content = message.content
         ids: Sequence[int] = message.token_ids if message.model == model else ()
-        ids = ids or _spelled_out(tokenizer, content)
+        if control.special.intersection(ids):
+            ids = ()
+        if not ids and control.spelled_in(content):
+            ids = control.as_text(content)
         if ids:
             # The mark holds a digest, so no text can contain it by chance or by design.
             content = f"[splice-{digest([index, content])}]"
@@ -48,34 +56,73 @@ def encode(tokenizer: Any, model: str, messages: Sequence[Message]) -> list[int]
     return prompt
 
 
+@dataclass(frozen=True, slots=True)
+class _Control:
+    """The tokens of a tokenizer that are more than text, and how to write their names as text.
+
+    `names` finds a name in folded text. `special` are the ids of those that the tokenizer calls special; `ids` are all.
+    """
+
+    names: re.Pattern[str] | None
+    special: frozenset[int]
+    ids: frozenset[int]
+    tokenizer: Any
+    without_names: Tokenizer | None
+
+    def spelled_in(self, text: str) -> bool:
+        """Whether the tokenizer might find a control token in the text."""
+        return self.names is not None and self.names.search(_folded(text)) is not None
+
+    def as_text(self, text: str) -> list[int]:
+        """The ids of the text as nothing but text. Raises RequestRefused if there are none."""
+        if self.without_names is not None:
+            ids = self.without_names.encode(text, add_special_tokens=False).ids
+        else:
+            ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+        if self.ids.intersection(ids):
+            raise RequestRefused("a control token is spelled out, and the model's tokenizer cannot write it as text")
+        return ids
+
+
 @lru_cache(maxsize=8)
-def _control_tokens(tokenizer: Any) -> tuple[frozenset[str], frozenset[str]]:
-    """The texts that become control tokens: those that the tokenizer calls special, and other tokens of their own that
-    its chat template writes.
-
-    `all_special_tokens` alone is too few: Llama 3 does not list the headers of its turns there, and DeepSeek's turns
-    and Qwen's <think> are not special at all.
-    """
-    added = list(tokenizer.added_tokens_decoder.values())
-    special = {*tokenizer.all_special_tokens, *(one.content for one in added if one.special)}
+def _control(tokenizer: Any) -> _Control:
+    """The control tokens: all that are marked as special, not only those with a part to play (begin, end, padding), and
+    of the added ones that are not marked those that the chat template uses (<tool_call>) or that look it (<|fim|>)."""
+    added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    named = [token for token in tokenizer.all_special_tokens if token]
+    special = {str(token): number for number, token in added.items() if token.special}
+    special |= {token: tokenizer.convert_tokens_to_ids(token) for token in named}
     template = str(tokenizer.chat_template)
-    written = {one.content for one in added if not one.special and one.content in template and one.content.strip()}
-    return frozenset(special - {""}), frozenset(written)
+    others = {
+        name: number
+        for number, token in added.items()
+        if (name := str(token)).strip() and (name in template or re.fullmatch(r"<([|\uff5c]).+\1>", name, re.DOTALL))
+    }
+    names = sorted({folded for name in special | others if (folded := _folded(name))})
+    return _Control(
+        names=re.compile("|".join(map(re.escape, names))) if names else None,
+        special=frozenset(special.values()),
+        ids=frozenset((special | others).values()),
+        tokenizer=tokenizer,
+        without_names=_without_names(getattr(tokenizer, "backend_tokenizer", None)),
+    )
 
 
-def _spelled_out(tokenizer: Any, content: str) -> list[int]:
-    """The ids of content that spells out a control token, as the characters that it is; none if it spells out none.
+def _without_names(backend: Any) -> Tokenizer | None:
+    """The same tokenizer without added tokens. Its own switch for that (`split_special_tokens`) leaves those in that are
+    added and not marked as special."""
+    if not isinstance(backend, Tokenizer):
+        return None
+    told = json.loads(backend.to_str()) | {"added_tokens": [], "truncation": None, "padding": None}
+    return Tokenizer.from_str(json.dumps(told))
 
-    A tokenizer splits what it calls special if asked to. The others are cut behind their first character.
-    """
-    special, written = _control_tokens(tokenizer)
-    found = [text for text in written if text in content]
-    if not found and not any(text in content for text in special):
-        return []
-    cuts = {place.start() + 1 for text in found for place in re.finditer(f"(?={re.escape(text)})", content)}
-    parts = (content[start:end] for start, end in pairwise([0, *sorted(cuts), len(content)]))
-    told = (tokenizer(part, add_special_tokens=False, split_special_tokens=True).input_ids for part in parts if part)
-    return [token for ids in told for token in ids]
+
+def _folded(text: str) -> str:
+    """Text as the loosest tokenizer would compare it: without case, compatibility forms, accents, and what is unseen."""
+    if text.isascii():
+        return re.sub(r"[\x00-\x20\x7f]+", "", text.casefold())
+    flat = unicodedata.normalize("NFKD", text).casefold()
+    return "".join(one for one in flat if unicodedata.category(one)[0] not in "MCZ")
 
 
 def prompt_of(tokenizer: Any, model: str, request: Request, window: int) -> tuple[list[int], int]:
