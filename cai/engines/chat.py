@@ -109,8 +109,8 @@ def _control(tokenizer: Any) -> _Control:
 
 
 def _without_names(backend: Any) -> Tokenizer | None:
-    """The same tokenizer without added tokens. Its own switch for that (`split_special_tokens`) leaves those in that are
-    added and not marked as special."""
+    """The same tokenizer without added tokens. Its own switch for that (`split_special_tokens`) leaves those in that
+    are added and not marked as special."""
     if not isinstance(backend, Tokenizer):
         return None
     told = json.loads(backend.to_str()) | {"added_tokens": [], "truncation": None, "padding": None}
@@ -118,7 +118,7 @@ def _without_names(backend: Any) -> Tokenizer | None:
 
 
 def _folded(text: str) -> str:
-    """Text as the loosest tokenizer would compare it: without case, compatibility forms, accents, and what is unseen."""
+    """Text as the loosest tokenizer compares it: without case, compatibility forms, accents, and what is unseen."""
     if text.isascii():
         return re.sub(r"[\x00-\x20\x7f]+", "", text.casefold())
     flat = unicodedata.normalize("NFKD", text).casefold()
