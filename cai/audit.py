@@ -11,8 +11,8 @@ from cai.checks import CHECKS, boilerplate_endings
 from cai.journal import Tally
 from cai.label import NEITHER, REASONS, why_none
 from cai.refusals import is_refusal
+from cai.sandbox import fence
 from cai.store import Json, Run
-from cai.templates import fence
 
 # The tables of each stage; the last one is written last, and has one row for each row or pair that was kept.
 TABLES = {

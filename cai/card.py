@@ -12,8 +12,8 @@ import yaml
 from cai.constitution import Constitution
 from cai.dataset import CONFIGS, SPLITS, Config
 from cai.markdown import code, percent, plain, table
+from cai.sandbox import fence
 from cai.store import Json
-from cai.templates import fence
 from cai.views import snippet
 
 _WHAT: dict[Config, str] = {

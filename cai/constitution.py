@@ -13,9 +13,10 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from cai.errors import BadInput
+from cai.errors import BadInput, brief_value
 from cai.files import find_shipped, shipped_names
 from cai.ids import file_digest
+from cai.plain_yaml import read_yaml
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
@@ -145,8 +146,7 @@ def _check(path: Path) -> tuple[list[BadInput], _File | None, str]:
     except (OSError, UnicodeDecodeError) as error:
         return [BadInput(str(path), f"a file that cannot be read ({error})", "UTF-8 text", "Check the path.")], None, ""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
+        data, node = read_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -223,7 +223,7 @@ def _problem(
         )
     if kind == "string_too_short":
         return BadInput(place, f"an empty '{where}'", "some wording", "Write it, or remove the principle.")
-    shown, told = repr(value)[:80], message.removeprefix("Value error, ")
+    shown, told = brief_value(value), message.removeprefix("Value error, ")
     return BadInput(
         place,
         f"{shown} for '{where}'",

@@ -45,3 +45,11 @@ class RowDropped(Exception):
 def brief(error: BaseException) -> str:
     """The first line of what a library says, for a sentence of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def brief_value(value: object) -> str:
+    """A value that somebody gave, as it is written in a sentence of ours."""
+    try:
+        return repr(value)[:200]
+    except ValueError:  # Python writes out no number of more than 4300 digits
+        return "a number of thousands of digits"

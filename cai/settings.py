@@ -13,11 +13,12 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cai.engines import Sampling, Spec
-from cai.errors import BadInput
+from cai.errors import BadInput, brief_value
 from cai.export import ExportMethod
 from cai.files import find_shipped, shipped_names
 from cai.label import Judging, Rule
 from cai.pairs import Kind
+from cai.plain_yaml import read_yaml
 from cai.revise import Method
 from cai.rows import is_text
 from cai.views import Trainer
@@ -508,7 +509,7 @@ def load_settings(kind: type[S], config: str | None, given: Mapping[str, Any]) -
         if one["type"] == "missing":
             raise BadInput(option, "nothing", "a value", "Give it on the command line or in --config FILE.") from None
         place = option if name in given or path is None else f"{path}:{lines.get(name, 1)}"
-        found = f"{one['input']!r}" + ("" if place == option else f" for '{name}'")
+        found = brief_value(one["input"]) + ("" if place == option else f" for '{name}'")
         told = [other["msg"] for other in error.errors() if other["loc"][0] == name]  # of each kind that it may be
         expected = " or ".join(text.removeprefix("Input should be ").removeprefix("Value error, ") for text in told)
         raise BadInput(place, found, expected, _described(kind, name)) from None
@@ -554,7 +555,7 @@ def _read_config(config: str) -> tuple[Path, dict[str, Any], dict[str, int]]:
         raise BadInput("--config", f"no file and no recipe '{config}'", "a YAML file or a recipe", f"Recipes: {known}.")
     try:
         text = path.read_text(encoding="utf-8")
-        data, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+        data, node = read_yaml(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         brief = " ".join(str(error).split())
         raise BadInput(str(path), f"text that is not YAML ({brief})", "a YAML file of settings", "Mend it.") from error

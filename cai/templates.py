@@ -6,7 +6,6 @@ from people and from models goes in as values and is never rendered as a templat
 """
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -16,14 +15,15 @@ from typing import Annotated, Any
 import jinja2
 import yaml
 from jinja2 import meta, nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from cai.constitution import Principle
 from cai.errors import BadInput
 from cai.files import find_in
 from cai.ids import digest
+from cai.plain_yaml import read_yaml
 from cai.rows import Message
+from cai.sandbox import EXPECTED, Refused, checked, environment
 from cai.texts import phrases
 
 # What each template may use. A name that is not listed here is an error when the template is loaded, before a model
@@ -116,13 +116,13 @@ def load_templates(
     """
     if folder is not None:
         _check_folder(Path(folder))
-    environment = _environment()
+    made = environment()
     files = [f"{name}.jinja" for name in names]
     if few_shot:
         files += [f"{name}.examples.yaml" for name in EXAMPLES_NEED]
     paths = {file: _path(folder, wording, file) for file in files}
     texts = {name: _read(path) for name, path in paths.items()}
-    compiled = {name: _compile(environment, name, paths[f"{name}.jinja"], texts[f"{name}.jinja"]) for name in names}
+    compiled = {name: _compile(made, name, paths[f"{name}.jinja"], texts[f"{name}.jinja"]) for name in names}
     examples_of = [(name, f"{name}.examples.yaml") for name in EXAMPLES_NEED if few_shot]
     examples = {name: _examples(paths[file], texts[file], EXAMPLES_NEED[name]) for name, file in examples_of}
     told = [text for group in examples.values() for one in group for text in _told(one)]
@@ -153,21 +153,6 @@ def _told(example: FewShot) -> list[str]:
     return [text for text in (example.question, example.answer, example.critique, example.revision) if text]
 
 
-def fence(text: str) -> str:
-    """`text` between two lines of backticks longer than any run of backticks in it, so that it cannot close them."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    bar = "`" * max(3, longest + 1)
-    return f"{bar}\n{text}\n{bar}"
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    # No loader: a template cannot include or import another file, so its digest covers all of it.
-    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.clear()
-    environment.filters["fence"] = fence
-    return environment
-
-
 def _path(folder: str | None, wording: str, name: str) -> Path:
     roots = [Path(folder)] if folder is not None else []
     roots = [*roots, Path("prompts")]
@@ -183,10 +168,10 @@ def _read(path: Path) -> str:
         raise BadInput(str(path), f"a file that cannot be read ({error})", "UTF-8 text", "Check the file.") from error
 
 
-def _compile(environment: jinja2.Environment, name: str, path: Path, text: str) -> jinja2.Template:
+def _compile(made: jinja2.Environment, name: str, path: Path, text: str) -> jinja2.Template:
     allowed = VARIABLES[name]
     try:
-        tree = environment.parse(text)
+        tree = checked(made, made.parse(text))  # first: what follows works out what it can
         undeclared = meta.find_undeclared_variables(tree) - allowed
         names = [node for node in tree.find_all(nodes.Name) if node.name in undeclared]
         if names:
@@ -198,11 +183,15 @@ def _compile(environment: jinja2.Environment, name: str, path: Path, text: str) 
                 f"one of: {known}",
                 "Mend that line.",
             )
-        return environment.from_string(text)
+        return made.from_string(tree)
+    except Refused as refused:
+        raise BadInput(f"{path}:{refused.line}", refused.found, EXPECTED, "Mend that line.") from None
     except jinja2.TemplateSyntaxError as error:
         raise BadInput(
             f"{path}:{error.lineno}", error.message or "a syntax error", "a Jinja template", "Mend that line."
         ) from error
+    except (RecursionError, SyntaxError, MemoryError) as error:
+        raise BadInput(str(path), "expressions too deep within each other", EXPECTED, "Make it simpler.") from error
 
 
 def _try_each(templates: Templates, principle: Principle, question: str | None) -> None:
@@ -233,7 +222,7 @@ def _line_in(error: BaseException) -> int | None:
 
 def _examples(path: Path, text: str, needs: Sequence[str]) -> tuple[FewShot, ...]:
     try:
-        examples = TypeAdapter(tuple[FewShot, ...]).validate_python(tuple(yaml.safe_load(text)))
+        examples = TypeAdapter(tuple[FewShot, ...]).validate_python(tuple(read_yaml(text)[0]))
     except ValidationError as error:
         one = error.errors()[0]
         where = ".".join(str(part) for part in one["loc"])

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from cai.constitution import Constitution
 from cai.errors import BadInput
 from cai.rows import Message
-from cai.templates import JUDGE, SUPERVISED, fence, load_templates
+from cai.sandbox import fence
+from cai.templates import JUDGE, SUPERVISED, load_templates
 
 
 def folder_with(tmp_path: Path, **files: str) -> str:
@@ -56,13 +57,13 @@ def test_few_shot_examples_appear_only_when_asked_for(constitution: Constitution
         ("one\n{{ principel.statement }}", 2, "undefined variable 'principel'"),
         ("one\n\n{{ principle.statment }}", 3, "statment"),
         ("{% if examples %}", 1, "Unexpected end of template"),
-        ("x\n{% include '/etc/passwd' %}", 2, "no loader"),
+        ("x\n{% include '/etc/passwd' %}", 2, "found 'include', expected text, variables, if, for, set"),
         ("{{ principle.__class__.__mro__ }}", 1, "unsafe"),
         ("{{ examples.append(1) }}", 1, "append"),
         ("{% for x in lipsum.__globals__ %}{% endfor %}", 1, "undefined variable 'lipsum'"),
         ("x\n{{ 1 / 0 }}", 2, "division by zero"),
         ("x\n{% if principle.id == 'privacy' %}\n{{ principle.nme }}{% endif %}", 3, "'privacy'"),
-        ("\n{{ cycler.__init__.__globals__.os.popen('id').read() }}", 2, "undefined variable 'cycler'"),
+        ("\n{{ cycler.__init__.__globals__.os.popen('id').read() }}", 2, "found 'read(...)'"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_named_with_file_and_line(

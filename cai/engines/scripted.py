@@ -11,6 +11,7 @@ import yaml
 
 from cai.engines import Completion, Request, Spec
 from cai.errors import BadInput
+from cai.plain_yaml import read_yaml
 
 Script = Callable[[Request], str | float | Completion]
 
@@ -80,9 +81,9 @@ def open_script(spec: Spec) -> ScriptedEngine:
     options: dict[str, Any] = {}
     if spec.model is not None:
         try:
-            options = yaml.safe_load(Path(spec.model).read_text(encoding="utf-8"))
+            options = read_yaml(Path(spec.model).read_text(encoding="utf-8"))[0]
             latency, ledger = float(options.get("latency_seconds", 0)), options.get("ledger")
-        except (OSError, yaml.YAMLError, AttributeError, ValueError, TypeError) as error:
+        except (OSError, yaml.YAMLError, AttributeError, ValueError, TypeError, RecursionError) as error:
             raise BadInput(
                 f"--model {spec.model}", f"no script ({error})", "a YAML file with latency_seconds, ledger", "Mend it."
             ) from error

@@ -30,6 +30,7 @@ from cai.engines.chat import choice_ids, encode, end_ids, prompt_of, refuse_with
 from cai.engines.local import find_adapter, find_model
 from cai.errors import BadInput, EngineGaveUp, RequestRefused, brief
 from cai.ids import digest
+from cai.plain_yaml import read_yaml
 from cai.rows import Message
 
 # Engine arguments that change when an answer comes and not what it says. Every other one becomes part of the model's
@@ -354,8 +355,8 @@ def engine_options(given: tuple[str, ...]) -> dict[str, Any]:
             )
             raise BadInput(place, f"no engine argument of vLLM {version(_installed())}", "one that it has", remedy)
         try:
-            options[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            options[name] = read_yaml(value)[0]
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise BadInput(
                 place, f"a value that cannot be read ({brief(error)})", "a YAML value", "Mend it."
             ) from error

@@ -1,0 +1,59 @@
+"""YAML as files of people are read: plain values only, and no more of them than the file seems to hold."""
+
+from typing import Any
+
+import yaml
+
+# Characters of a file, and of what its aliases unfold to: a constitution of hundreds of principles has a tenth of it.
+LONGEST = 1 << 20
+_LONGEST_NUMBER = 100
+_DEEPEST = 50
+
+
+def read_yaml(text: str) -> tuple[Any, yaml.Node | None]:
+    """The values of a YAML text, and its nodes, which know their lines.
+
+    Raises yaml.YAMLError, ValueError or RecursionError for a text that is no YAML, a value that is none of its kind,
+    and a text that is small and unfolds to something large.
+    """
+    if len(text) > LONGEST:
+        raise ValueError(f"{len(text)} characters, more than {LONGEST}")
+    node = yaml.compose(text, Loader=_Shallow)
+    if node is not None and (size := _size(node, {})) > LONGEST:
+        raise ValueError(f"aliases that unfold to {size} characters, more than {LONGEST}")
+    return yaml.safe_load(text), node
+
+
+class _Shallow(yaml.SafeLoader):
+    """Gives up where lists and objects lie too deep within each other: the time they take grows with the square."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} lists or objects within each other")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _size(node: yaml.Node, sizes: dict[int, int | None]) -> int:
+    """How many characters, keys and items a node has when all its aliases are written out."""
+    if id(node) in sizes:
+        size = sizes[id(node)]
+        if size is None:
+            raise ValueError("an anchor that holds itself")
+        return size
+    sizes[id(node)] = None
+    if isinstance(node, yaml.MappingNode):
+        size = 1 + sum(_size(key, sizes) + _size(value, sizes) for key, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        size = 1 + sum(_size(one, sizes) for one in node.value)
+    else:
+        size = 1 + len(node.value)
+        # Numbers may be written to the base 60, which takes time that grows with the square of their length.
+        if node.tag.endswith((":int", ":float")) and size > _LONGEST_NUMBER:
+            raise ValueError(f"a number of {size - 1} digits")
+    sizes[id(node)] = size
+    return size
