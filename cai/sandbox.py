@@ -43,9 +43,10 @@ def environment() -> ImmutableSandboxedEnvironment:
     """An environment in which templates that `checked` has let pass are compiled. It has no loader and no globals."""
     made = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.globals.clear()
-    for name in made.filters.keys() - set(_FILTERS):
-        del made.filters[name]
-    made.filters |= {"fence": fence, "join": _join, "replace": _replace, "bounded": _bounded, "items": _items}
+    filters: dict[str, Any] = made.filters
+    for name in filters.keys() - set(_FILTERS):
+        del filters[name]
+    filters.update(fence=fence, join=_join, replace=_replace, bounded=_bounded, items=_items)
     made.concat = _whole  # type: ignore[method-assign]
     return made
 

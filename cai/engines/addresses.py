@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 import openai
 
 from cai.engines.faults import cause_of
+from cai.engines.key import hidden, without
 from cai.errors import BadInput
 
 CONNECT_SECONDS, LOOK_SECONDS = 10.0, 30.0
@@ -18,8 +19,8 @@ def served_models(endpoint: str, key: str) -> list[str]:
     """The models that an endpoint lists; empty if it keeps no list. Raises BadInput if it cannot be used."""
     timeout = openai.Timeout(LOOK_SECONDS, connect=CONNECT_SECONDS)
     try:
-        with openai.OpenAI(base_url=endpoint, api_key=key, max_retries=0, timeout=timeout) as client:
-            return [model.id for model in client.models.list()]
+        with without(key), openai.OpenAI(base_url=endpoint, api_key=key, max_retries=0, timeout=timeout) as client:
+            return [hidden(model.id, key) for model in client.models.list()]
     except openai.APIConnectionError as error:
         found = f"no server that answers ({cause_of(error)})"
         raise NotThere(endpoint, found, "an OpenAI-compatible server", "Start it, or mend --endpoint.") from error
@@ -51,6 +52,11 @@ def only_model(endpoints: list[str], key: str) -> str:
 
 def base_url(endpoint: str) -> str:
     parts = urlsplit(endpoint)
+    if set(endpoint) & set("@?#"):
+        # Not shown: an address is printed, logged and written down, so whatever is in it is no secret any more.
+        found = "an address with a name, a key or a query in it"
+        remedy = "Put the key into CAI_API_KEY, and give --endpoint without it."
+        raise BadInput("endpoint", found, "an address such as http://127.0.0.1:8000/v1", remedy)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise BadInput("endpoint", f"'{endpoint}'", "an address such as http://127.0.0.1:8000/v1", "Mend --endpoint.")
     return endpoint.rstrip("/") + ("" if parts.path.strip("/") else "/v1")

@@ -12,7 +12,7 @@ from cai.rows import is_text
 
 
 class BadAnswer(Exception):
-    """A reply with a good status and no completion in it."""
+    """A reply with a good status and no completion in it. Said in full: half a key is not found in it."""
 
 
 def free(answer: ChatCompletion) -> Completion:
@@ -21,7 +21,7 @@ def free(answer: ChatCompletion) -> Completion:
     details = usage.prompt_tokens_details if usage else None
     text: Any = choice.message.content or ""
     if not isinstance(text, str) or not is_text(text):
-        raise BadAnswer(f"content that is not text: {short(repr(text))}")
+        raise BadAnswer(f"content that is not text: {text!r}")
     if choice.finish_reason not in (None, "stop", "length"):
         raise RequestRefused(f"the server ended the answer with '{choice.finish_reason}'")
     return Completion(

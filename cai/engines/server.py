@@ -3,11 +3,10 @@
 Several endpoints may serve the same model; `endpoints.py` says which one a call goes to. A try that is not answered is
 repeated with backoff and jitter, at another endpoint if there is one, within a deadline for the whole call. While a
 server is not there at all (it is being restarted) or asks for fewer calls, its calls wait for it up to that deadline;
-other faults are repeated `retries` times. The key comes from CAI_API_KEY or OPENAI_API_KEY only.
+other faults are repeated `retries` times. The key comes from CAI_API_KEY or OPENAI_API_KEY only, see `key.py`.
 """
 
 import asyncio
-import os
 import random
 import time
 from collections import Counter
@@ -25,7 +24,8 @@ from cai.engines import Completion, Request, Sampling, Spec
 from cai.engines.addresses import CONNECT_SECONDS, LOOK_SECONDS, NotThere, base_url, only_model, served_models
 from cai.engines.endpoints import Endpoint, Endpoints, Turn
 from cai.engines.faults import Fault, cause_of, fault_of, retry_after_of, said
-from cai.engines.replies import BadAnswer, forced, free, short
+from cai.engines.key import hidden, server_key, without
+from cai.engines.replies import BadAnswer, forced, free
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
 from cai.rows import Message, as_turns
 
@@ -47,7 +47,7 @@ class ServerEngine:
         self._spec = spec
         urls = dict.fromkeys(base_url(endpoint) for endpoint in spec.endpoints)
         self._endpoints = Endpoints(urls, spec.retries, spec.deadline_seconds)
-        self._key = os.environ.get("CAI_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
+        self._key = server_key()
         self._served = spec.model or only_model(list(urls), self._key)
         self.model = f"{self._served}@server"
         self.restarts = 0
@@ -138,7 +138,8 @@ class ServerEngine:
             await self._look(endpoint)
         try:
             async with asyncio.timeout(seconds):  # the client's own time-out begins anew with every byte
-                answer = await self._ask(endpoint, request)
+                with without(self._key):
+                    answer = await self._ask(endpoint, request)
         except (TimeoutError, openai.APITimeoutError) as error:
             raise Fault("silent", f"no answer within {seconds:g} s") from error
         except openai.NotFoundError as error:
@@ -166,11 +167,13 @@ class ServerEngine:
         """Raise Fault if the endpoint is not there or serves another model now; EngineGaveUp if it is the only one."""
         try:
             async with asyncio.timeout(min(LOOK_SECONDS, self._spec.timeout_seconds)):
-                served = [model.id for model in (await self._clients[endpoint].models.list()).data]
+                with without(self._key):
+                    told = (await self._clients[endpoint].models.list()).data
         except (TimeoutError, openai.APIConnectionError, openai.InternalServerError) as error:
             raise Fault("gone", cause_of(error), retry_after_of(error)) from error
         except (openai.APIError, AttributeError, TypeError, ValueError):
             return  # a server that keeps no such list may still answer chats
+        served = [hidden(model.id, self._key) for model in told]
         if served and self._served not in served:
             if len(self._endpoints.all) == 1:
                 raise EngineGaveUp(
@@ -208,7 +211,7 @@ class ServerEngine:
         except ValueError as error:
             raise BadAnswer(f"an answer that is not JSON ({error})") from error
         if not isinstance(answer, ChatCompletion) or not answer.choices or not answer.choices[0].message:
-            raise BadAnswer(f"an answer that is not a chat completion: {short(str(answer))}")
+            raise BadAnswer(f"an answer that is not a chat completion: {answer}")
         return answer
 
     # What a failed try leads to

@@ -1,0 +1,133 @@
+"""A key that is planted in the environment reaches no file, output or traceback, whatever a server does with it."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.engines import Spec, open_engine
+from cai.errors import BadInput, CaiError, EngineGaveUp, RequestRefused
+from cai.store import open_run
+from tests.conftest import write_jsonl
+from tests.servers import Server, chat
+from tests.test_server import REQUEST
+
+pytestmark = pytest.mark.usefixtures("quick")
+KEY = "sk-planted-4711-abcdefgh"
+
+
+@pytest.fixture(autouse=True)
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+SAYINGS: dict[str, Callable[[str], Any]] = {
+    "an error": lambda sent: {"error": {"message": f"not with {sent}", "type": "x", "param": sent, "code": sent}},
+    "a text": lambda sent: f"<html>Your header was {sent}</html>",
+    "a long text": lambda sent: "x" * 190 + sent,
+    "another object": lambda sent: {"headers": {"Authorization": sent}},
+    "a list": lambda sent: [sent],
+    "an odd end": lambda sent: chat(finish=sent),
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "saying"),
+    [
+        *((status, "an error") for status in (400, 401, 404, 422, 503)),
+        (403, "a text"), (500, "a text"), (429, "a long text"), (409, "a list"),
+        (200, "another object"), (200, "an odd end"),
+    ],
+)  # fmt: skip
+def test_an_error_of_a_server_that_says_the_key_does_not_say_it_again(
+    serve: Callable[..., Server], status: int, saying: str
+):
+    server = serve(lambda body, number: (status, SAYINGS[saying](str(server.keys[-1]))))
+
+    async def failure() -> BaseException:
+        async with open_engine(Spec("server", "m", (server.url,), retries=0, deadline_seconds=3)) as engine:
+            with pytest.raises((EngineGaveUp, RequestRefused)) as failed:
+                await engine.complete(REQUEST)
+        return failed.value
+
+    error = asyncio.run(failure())
+    assert set(server.keys) == {f"Bearer {KEY}"}, "it was sent"
+    said = "".join(traceback.format_exception(error))
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(before)
+    said += "".join(repr(one) + repr(vars(one)) for one in chain)
+    assert KEY[:12] not in said and "[key]" in said
+
+
+def test_a_failing_run_leaves_the_key_nowhere(serve: Callable[..., Server], tmp_path: Path):
+    """Some rows are refused with the key in the reason, then the server refuses the key itself."""
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": f"r{n}", "prompt": f"question {n}"} for n in range(12)])
+
+    def behave(body: dict[str, Any], number: int) -> Any:
+        sent = server.keys[-1]
+        asked = str(body["messages"])
+        if "question 3" in asked:
+            return 400, {"error": {"message": f"I refuse {sent}"}}
+        if "question 9" in asked:
+            return 401, f"wrong: {sent}"
+        return 200, chat(f"An answer of some words, call {number}.")
+
+    server = serve(behave)
+    command = [sys.executable, "-m", "cai", "--debug", "revise", prompts, "--endpoint", server.url, "--rounds", "0"]
+    command += ["--out", tmp_path / "run", "--shard-rows", "4", "--rows-in-flight", "1", "--retries", "0"]
+    failed = subprocess.run([*map(str, command)], capture_output=True, text=True, env=os.environ, timeout=120)
+    assert failed.returncode == 3, failed.stderr
+    said = failed.stdout + failed.stderr
+    assert "refuses the key (401). Set CAI_API_KEY." in said and "Traceback" in said
+    assert KEY not in said
+    drops = list(open_run(str(tmp_path / "run")).dropped("revise", "trajectories"))
+    assert "I refuse Bearer [key]" in drops[0]["detail"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.parent.name for path in files} >= {"run", "journal", "drops", "trajectories"}
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"http://user:{KEY}@127.0.0.1:9/v1",
+        f"http://{KEY}@127.0.0.1:9",
+        f"user:{KEY}@127.0.0.1:9",
+        f"http://127.0.0.1:9/v1?api_key={KEY}",
+        f"http://127.0.0.1:9/v1#{KEY}",
+    ],
+)
+def test_a_key_in_an_address_is_refused_and_not_shown(tmp_path: Path, address: str):
+    with pytest.raises(BadInput) as refused:
+        open_engine(Spec("auto", "m", (address,)))
+    assert str(refused.value).endswith("Put the key into CAI_API_KEY, and give --endpoint without it.")
+    assert KEY not in "".join(traceback.format_exception(refused.value))
+
+
+def test_a_key_with_a_line_end_is_used_without_it(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CAI_API_KEY", f" {KEY}\n")
+    server = serve()
+
+    async def asked() -> None:
+        async with open_engine(Spec("server", "m", (server.url,))) as engine:
+            await engine.complete(REQUEST)
+
+    asyncio.run(asked())
+    assert server.keys == [f"Bearer {KEY}"]
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n{KEY}", f"{KEY} x", f"{KEY}\u00e9", f"{KEY}\x7f"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, key: str):
+    monkeypatch.setenv("CAI_API_KEY", key)
+    with pytest.raises(CaiError) as refused:
+        open_engine(Spec("server", "m", ("http://127.0.0.1:9",)))
+    assert str(refused.value).startswith("CAI_API_KEY: found a key with spaces or special characters")
+    assert KEY not in "".join(traceback.format_exception(refused.value))
