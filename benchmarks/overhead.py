@@ -73,7 +73,7 @@ def _run(rows: int, seed: int, folder: Path) -> dict[str, float]:
     settings = ReviseSettings(
         prompts=str(prompts), out=str(folder / "run"), engine="scripted", rounds=1, gate_threshold=0.0
     )
-    before = _peak_mb()
+    before = peak_mb()
     begun = time.perf_counter()
     outcome = asyncio.run(revise_stage(settings, Silent()))
     seconds = time.perf_counter() - begun
@@ -81,12 +81,13 @@ def _run(rows: int, seed: int, folder: Path) -> dict[str, float]:
     assert calls == 5 * rows, f"{calls} calls for {rows} rows"
     return {
         "rows_per_second": round(rows / seconds, 1),
-        "peak_mb": round(_peak_mb(), 1),
+        "peak_mb": round(peak_mb(), 1),
         "mb_before": round(before, 1),
     }
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
+    """The most memory that this process has had so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

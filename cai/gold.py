@@ -20,7 +20,6 @@ from cai.inputs import (
     Counts,
     as_drop,
     check_columns,
-    content_of,
     conversation,
     derived_id,
     given_id,
@@ -53,7 +52,7 @@ class GoldPairs:
         Raises BadInput for a fault of the whole source, and with `strict` for the first record that cannot be used.
         """
         for index, group in enumerate(groups(self._items(), records_in_chunk)):
-            yield Chunk(index, tuple(group), tuple(content_of(item) for item in group))
+            yield Chunk(index, tuple(group))
 
     def _items(self) -> Iterator[Pair | Drop]:
         seen, copies = Counts(), Counts()
@@ -63,12 +62,11 @@ class GoldPairs:
                 _check(place, record)
             try:
                 pair = parse_pair(record, place, position, copies)
-                if pair.row_id in seen:
+                if not seen.add_new([pair.row_id]):
                     raise BadRecord("duplicate_id", f"the id '{pair.row_id}' again", "each id once")
             except BadRecord as bad:
                 yield as_drop(bad, record, place, STAGE, self.strict)
                 continue
-            seen.add(pair.row_id)
             position += 1
             yield pair
 
@@ -140,7 +138,7 @@ class ConstitutionPairs:
     def chunks(self, records_in_chunk: int) -> Iterator[Chunk]:
         """The pairs in chunks of that many."""
         for index, group in enumerate(groups(self._pairs, records_in_chunk)):
-            yield Chunk(index, tuple(group), tuple(content_of(item) for item in group))
+            yield Chunk(index, tuple(group))
 
 
 def a_is_gold(pair: Json) -> bool:

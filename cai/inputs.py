@@ -7,8 +7,9 @@ missing, its columns are misnamed, none of its rows can be used) is BadInput bef
 import difflib
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -24,13 +25,17 @@ Item = TypeVar("Item")
 Bad = Callable[[str, str, str], "BadRecord"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chunk:
-    """The records of one shard in input order: rows or pairs to work on, and drops. `digests` has one for each."""
+    """The records of one shard in input order: rows or pairs to work on, and drops."""
 
     index: int
     items: tuple[Row | Pair | Drop, ...]
-    digests: tuple[str, ...]
+
+    @cached_property  # of a finished shard that is read only to come to the next one, nobody asks
+    def digests(self) -> tuple[str, ...]:
+        """What each item is."""
+        return tuple(content_of(item) for item in self.items)
 
     @property
     def sha(self) -> str:
@@ -55,8 +60,7 @@ class Prompts:
         """
         items = self._items()
         for index, group in enumerate(groups(items, records_in_chunk)):
-            flat = tuple(item for record in group for item in record)
-            yield Chunk(index, flat, tuple(content_of(item) for item in flat))
+            yield Chunk(index, tuple(item for record in group for item in record))
 
     def _items(self) -> Iterator[tuple[Row | Drop, ...]]:
         seen, copies = Counts(), Counts()
@@ -67,10 +71,8 @@ class Prompts:
             try:
                 prompt_id, prompt, extra = parse(record, place, copies)
                 row_ids = [sample_row_id(prompt_id, k) for k in range(self.samples)]
-                if any(row_id in seen for row_id in row_ids):
+                if not seen.add_new(row_ids):
                     raise BadRecord("duplicate_id", f"the id '{prompt_id}' again", "each id once")
-                for row_id in row_ids:
-                    seen.add(row_id)
             except BadRecord as bad:
                 yield (as_drop(bad, record, place, self.stage, self.strict),)
                 continue
@@ -231,9 +233,13 @@ class Counts:
         self._file.execute("create table texts (text blob primary key, times integer) without rowid")
         self._file.execute("begin")
 
-    def __contains__(self, text: str) -> bool:
-        found = self._file.execute("select 1 from texts where text = ?", (_bytes(text),))
-        return found.fetchone() is not None
+    def add_new(self, texts: Sequence[str]) -> bool:
+        """Add texts that differ, unless one of them is there already: then none is added."""
+        there = "select 1 from texts where text = ?"
+        if len(texts) > 1 and any(self._file.execute(there, (_bytes(text),)).fetchone() for text in texts):
+            return False
+        added = "insert or ignore into texts values (?, 1)"
+        return all(self._file.execute(added, (_bytes(text),)).rowcount for text in texts)
 
     def add(self, text: str) -> int:
         """How often it has been added by now."""

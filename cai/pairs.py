@@ -6,7 +6,7 @@ from typing import Literal
 
 from cai.errors import BadInput
 from cai.ids import digest, first_of_two, sample_row_id
-from cai.inputs import Chunk, content_of
+from cai.inputs import Chunk
 from cai.rows import Drop, Pair, as_messages
 from cai.store import Json, Run
 
@@ -55,7 +55,7 @@ class RunPairs:
                 items += found
             if not items and self._limit is not None and seen >= self._limit:
                 return
-            yield Chunk(index, tuple(items), tuple(content_of(item) for item in items))
+            yield Chunk(index, tuple(items))
 
     def _pairs(self, samples: list[Json], position: int) -> Iterator[Pair | Drop]:
         """The pairs of the rows that answer one prompt, each once, or a drop that says why there are none."""

@@ -10,7 +10,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from cai import stages
+from cai import inputs, journal, stages
 from cai.audit import report
 from cai.engines import Completion, Request
 from cai.engines.scripted import ScriptedEngine, derived_script
@@ -470,6 +470,29 @@ def test_a_source_that_shrinks_during_the_run_is_noticed(
     with pytest.raises(BadInput, match="a moment ago"):
         run(prompts, tmp_path / "run", rows_in_flight=1)
     assert not open_run(str(tmp_path / "run")).manifest()
+
+
+def test_a_resume_reads_the_journal_and_looks_twice_at_the_rows_of_unfinished_shards_only(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run(prompts, tmp_path / "run", shard_rows=5)
+    open_run(str(tmp_path / "run")).remove_shard("revise", ("trajectories",), 3)
+    journals: list[str] = []
+    looked: list[object] = []
+    entries, content_of = journal._entries, inputs.content_of
+
+    def entries_of(path: Path, damaged: list[str]) -> Any:
+        journals.append(path.name)
+        return entries(path, damaged)
+
+    def content(item: Any) -> str:
+        looked.append(item)
+        return content_of(item)
+
+    monkeypatch.setattr(journal, "_entries", entries_of)
+    monkeypatch.setattr(inputs, "content_of", content)
+    assert run(prompts, tmp_path / "run", shard_rows=5).session.asked_calls == 0
+    assert journals == ["part-00003.jsonl"] and len(looked) == 20 + 5
 
 
 def test_a_renamed_source_holds_the_same_rows(prompts: Path, tmp_path: Path):
