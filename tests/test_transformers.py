@@ -106,6 +106,15 @@ def test_a_folder_has_another_fingerprint_when_its_weights_or_settings_change(tm
     assert len(seen) == 3
 
 
+def test_pickled_weights_are_refused_with_what_to_do(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(BadInput, match=r"found pickled weights \(pytorch_model\.bin\).*save it with save_pretrained"):
+        open_engine(Spec("transformers", str(tmp_path)))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    open_engine(Spec("transformers", str(tmp_path)))
+
+
 def test_a_model_that_does_not_exist_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(BadInput, match="no local folder of that name"):

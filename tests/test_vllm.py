@@ -107,7 +107,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
         return FakeLLM(made, vars(arguments), tokenizer)
 
     class Arguments(SimpleNamespace):
-        __dataclass_fields__ = dict.fromkeys(("tensor_parallel_size", "dtype", "data_parallel_size", "model"))
+        __dataclass_fields__ = dict.fromkeys(
+            ("tensor_parallel_size", "dtype", "data_parallel_size", "model", "load_format")
+        )
 
     def params(**given: Any) -> Any:
         return SimpleNamespace(ids=given.get("logprob_token_ids", []), **given)
@@ -283,6 +285,20 @@ def test_a_folder_without_a_tokenizer_is_refused_in_one_sentence(fake: Fake, tmp
 
     with pytest.raises(BadInput, match="a model that vLLM cannot start"):
         asyncio.run(enter())
+
+
+def test_weights_and_adapters_are_safetensors_unless_asked_otherwise(fake: Fake, tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    folder, asked = str(tmp_path), ("load_format=pt",)
+    for spec in (Spec("vllm", folder), Spec("vllm", "embedded", adapter=folder)):
+        with pytest.raises(BadInput, match=r"found pickled weights \(pytorch_model\.bin\), which can run code"):
+            VllmEngine(spec)
+        assert "load_format" in VllmEngine(replace(spec, options=asked)).model
+    for options in ((), ("load_format=auto",)):
+        answers([], Spec("vllm", "embedded", options=options))
+    assert [start["load_format"] for start in fake.starts] == ["safetensors", "auto"]
 
 
 def test_options_and_adapters_need_this_engine():

@@ -9,8 +9,11 @@ from cai.errors import BadInput, brief
 from cai.ids import digest, file_digest
 
 
-def find_model(model: str, trust_remote_code: bool) -> tuple[str, str | None, str]:
-    """Where to load a model from, which revision of it, and its name with revision as rows and call keys carry it."""
+def find_model(model: str, trust_remote_code: bool, pickled: bool = False) -> tuple[str, str | None, str]:
+    """Where to load a model from, which revision of it, and its name with revision as rows and call keys carry it.
+
+    Raises BadInput if there is none, or unless `pickled` is fine, if a folder has no other weights.
+    """
     if model == "embedded":
         folder, name = embedded_model()
         return str(folder), None, name
@@ -20,6 +23,8 @@ def find_model(model: str, trust_remote_code: bool) -> tuple[str, str | None, st
             raise BadInput(
                 f"--model {model}", "a folder without config.json", "a model saved by transformers", "Check the path."
             )
+        if not pickled:
+            _refuse_pickled(f"--model {model}", folder)
         return model, None, f"{folder.resolve().name}@{folder_fingerprint(folder)}"
     from transformers import AutoConfig
 
@@ -56,8 +61,19 @@ def folder_fingerprint(folder: Path) -> str:
     return total.hexdigest()[:12]
 
 
-def find_adapter(adapter: str) -> tuple[str, str]:
-    """Folder of a LoRA adapter, fetched from the hub if it is an id, and its name with revision. Raises BadInput."""
+def _refuse_pickled(place: str, folder: Path) -> None:
+    """Raise BadInput for a folder whose weights are all pickled: to read such a file is to run what is in it."""
+    pickled = [path.name for path in sorted(folder.iterdir()) if path.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+    if pickled and not any(folder.glob("*.safetensors")):
+        remedy = "Load it where you trust it, and save it with save_pretrained, which writes safetensors."
+        raise BadInput(place, f"pickled weights ({pickled[0]}), which can run code", "safetensors", remedy)
+
+
+def find_adapter(adapter: str, pickled: bool = False) -> tuple[str, str]:
+    """Folder of a LoRA adapter, fetched from the hub if it is an id, and its name with revision.
+
+    Raises BadInput as `find_model` does.
+    """
     folder = Path(adapter)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -71,4 +87,6 @@ def find_adapter(adapter: str) -> tuple[str, str]:
     if not (folder / "adapter_config.json").is_file():
         found = "a folder without adapter_config.json"
         raise BadInput(f"--adapter {adapter}", found, "a LoRA adapter saved by peft", "Check the path.")
+    if not pickled:
+        _refuse_pickled(f"--adapter {adapter}", folder)
     return str(folder), f"{Path(adapter).name}@{folder_fingerprint(folder)}"

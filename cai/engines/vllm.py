@@ -94,8 +94,9 @@ class VllmEngine:
         # A forked child would hold this process's locks and open files, the run's among them, for as long as it lives.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         self._options = engine_options(spec.options)
-        self._source, self._revision, self.model = find_model(spec.model or "embedded", spec.trust_remote_code)
-        self._adapter, adapter = find_adapter(spec.adapter) if spec.adapter else (None, None)
+        asked = "load_format" in self._options  # then whoever asked may have pickled weights
+        self._source, self._revision, self.model = find_model(spec.model or "embedded", spec.trust_remote_code, asked)
+        self._adapter, adapter = find_adapter(spec.adapter, asked) if spec.adapter else (None, None)
         told = {name: value for name, value in self._options.items() if name not in ONLY_SPEED}
         self.model += (f"+{adapter}" if adapter else "") + (f" {json.dumps(told, sort_keys=True)}" if told else "")
         self._most, self._trust_remote_code = spec.slots, spec.trust_remote_code
@@ -226,7 +227,7 @@ class VllmEngine:
             scheduling_policy="priority",
             enable_lora=self._adapter is not None,
             disable_log_stats=True,
-            **given,
+            **{"load_format": "safetensors", **given},
         )
         llm: Any = engine.AsyncLLM.from_engine_args(arguments, stat_loggers=[self._gauge])
         self._dead: type[Exception] = engine.EngineDeadError
