@@ -10,6 +10,7 @@ from cai.calibrate import agreement
 from cai.checks import CHECKS, boilerplate_endings
 from cai.journal import Tally
 from cai.label import NEITHER, REASONS, why_none
+from cai.markdown import plain
 from cai.refusals import is_refusal
 from cai.sandbox import fence
 from cai.store import Json, Run
@@ -217,7 +218,7 @@ def markdown(run: Run, stage: str) -> str:
     lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in money.items()]
     if stage == "revise":
         for row in islice(examples(run), 3):
-            lines += ["", f"## {_cell(row['row_id'])}", ""]
+            lines += ["", f"## {plain(row['row_id'])}", ""]
             lines += [_quote("asked", row["prompt"][-1]["content"])]
             lines += [_quote("before", row["response"]), _quote("after", row["final"])]
     return "\n".join(lines) + "\n"
@@ -231,7 +232,3 @@ def examples(run: Run) -> Iterator[Json]:
 
 def _quote(title: str, text: str) -> str:
     return f"**{title}**\n\n{fence(text[:1000])}\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("`", "'")

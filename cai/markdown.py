@@ -22,15 +22,15 @@ def percent(share: float | None) -> str:
 
 
 def plain(text: Any) -> str:
-    """Text as text: on one line, and nothing in it is Markdown, HTML, the end of a table's cell, or unseen (controls
-    and what turns the direction of writing)."""
-    flat = html.escape(_visible(text), quote=False)
-    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", flat)
+    """Text as text: on one line, and nothing in it is Markdown, HTML, an address that becomes a link, the end of a
+    table's cell, or unseen (controls and what turns the direction of writing)."""
+    flat = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", html.escape(_visible(text), quote=False))
+    return flat.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
 def code(text: Any) -> str:
     """A short text in a code span that it cannot leave."""
-    return "`" + _visible(text).replace("`", "'").replace("|", "/") + "`"
+    return "`" + (_visible(text).replace("`", "'").replace("|", "/") or "(nothing)") + "`"
 
 
 def _visible(text: Any) -> str:
