@@ -18,7 +18,7 @@ from prefect.exceptions import ParameterTypeError
 from prefect.testing.utilities import prefect_test_harness
 from prefect.utilities.callables import parameter_schema
 
-from cai.errors import CheckFailed
+from cai.errors import CheckFailed, EngineGaveUp
 from cai.settings import (
     ExportSettings,
     GenerateSettings,
@@ -33,7 +33,9 @@ from flows.generate import generate
 from flows.label import label
 from flows.pipeline import pipeline
 from flows.revise import revise
+from flows.shared import API_KEY_BLOCK
 from tests.conftest import table_bytes, write_jsonl
+from tests.test_server import Server, chat
 
 ROOT = Path(__file__).parent.parent
 
@@ -120,6 +122,46 @@ async def test_the_pipeline_ends_with_datasets_and_their_card(tmp_path: Path):
     with pytest.raises(CheckFailed, match="under --min-accuracy"):
         await pipeline(**given | {"out": str(tmp_path / "no"), "gold": str(gold), "min_accuracy": 1.0})
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.prefect
+@pytest.mark.usefixtures("harness")
+async def test_a_key_from_a_secret_block_is_sent_and_is_in_no_log_parameter_state_artifact_or_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """The server says the key in its errors: first it refuses one row, then the key itself."""
+    from prefect.blocks.system import Secret
+    from prefect.client.orchestration import get_client
+
+    key = "sk-planted-in-a-block-4711"
+    for name in ("CAI_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "")  # so that what the flow sets is gone after the test
+        monkeypatch.delenv(name)
+    await Secret(value=key).save(API_KEY_BLOCK, overwrite=True)
+
+    def behave(body: dict[str, Any], number: int) -> Any:
+        sent = server.keys[-1]
+        return (200, chat("An answer.")) if number < 4 else (400, f"no: {sent}") if number < 6 else (401, f"no: {sent}")
+
+    server = Server(behave)
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": f"r{n}", "prompt": f"question {n}"} for n in range(8)])
+    given: dict[str, Any] = {"prompts": str(prompts), "out": str(tmp_path / "run"), "endpoint": (server.url,)}
+    try:
+        with pytest.raises(EngineGaveUp, match="refuses the key"):
+            await revise(**given, rounds=0, rows_in_flight=1, retries=0, shard_rows=2)
+    finally:
+        server.stop()
+        await Secret.adelete(API_KEY_BLOCK)
+    assert set(server.keys) == {f"Bearer {key}"}
+    async with get_client() as client:
+        flows, tasks = await client.read_flow_runs(), await client.read_task_runs()
+        told = [*flows, *tasks, *await client.read_artifacts(), *await client.read_logs()]
+    said = "".join(one.model_dump_json() for one in told) + "".join(capfd.readouterr())
+    assert "refuses the key (401)" in said and str(prompts) in said, "states and parameters are there"
+    assert key not in said
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.parent.name == "drops" for path in files)
+    assert not [path for path in files if key.encode() in path.read_bytes()]
 
 
 @pytest.mark.prefect
