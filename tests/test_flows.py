@@ -1,6 +1,8 @@
 """The flows: their parameters without a server, one run on Prefect's test server, and a real server with a worker."""
 
+import io
 import json
+import logging
 import os
 import signal
 import socket
@@ -127,7 +129,7 @@ async def test_the_pipeline_ends_with_datasets_and_their_card(tmp_path: Path):
 @pytest.mark.prefect
 @pytest.mark.usefixtures("harness")
 async def test_a_key_from_a_secret_block_is_sent_and_is_in_no_log_parameter_state_artifact_or_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The server says the key in its errors: first it refuses one row, then the key itself."""
     from prefect.blocks.system import Secret
@@ -143,7 +145,11 @@ async def test_a_key_from_a_secret_block_is_sent_and_is_in_no_log_parameter_stat
         sent = server.keys[-1]
         return (200, chat("An answer.")) if number < 4 else (400, f"no: {sent}") if number < 6 else (401, f"no: {sent}")
 
-    server = Server(behave)
+    server, logged = Server(behave), io.StringIO()
+    handler = logging.StreamHandler(logged)
+    loggers = [logging.getLogger(name) for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs")]
+    for logger in loggers:
+        logger.addHandler(handler)
     prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": f"r{n}", "prompt": f"question {n}"} for n in range(8)])
     given: dict[str, Any] = {"prompts": str(prompts), "out": str(tmp_path / "run"), "endpoint": (server.url,)}
     try:
@@ -151,13 +157,16 @@ async def test_a_key_from_a_secret_block_is_sent_and_is_in_no_log_parameter_stat
             await revise(**given, rounds=0, rows_in_flight=1, retries=0, shard_rows=2)
     finally:
         server.stop()
+        for logger in loggers:
+            logger.removeHandler(handler)
         await Secret.adelete(API_KEY_BLOCK)
     assert set(server.keys) == {f"Bearer {key}"}
     async with get_client() as client:
         flows, tasks = await client.read_flow_runs(), await client.read_task_runs()
         told = [*flows, *tasks, *await client.read_artifacts(), *await client.read_logs()]
-    said = "".join(one.model_dump_json() for one in told) + "".join(capfd.readouterr())
+    said = "".join(one.model_dump_json() for one in told) + logged.getvalue()
     assert "refuses the key (401)" in said and str(prompts) in said, "states and parameters are there"
+    assert "Traceback" in logged.getvalue() and "rows are finished" in logged.getvalue(), "and so is the log"
     assert key not in said
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.parent.name == "drops" for path in files)
