@@ -190,7 +190,10 @@ def report(run: str, as_json: bool) -> None:
     Example:
       cai report data/runs/first --json
     """
-    result = make_report(open_run(run))
+    opened = open_run(run)
+    result = make_report(opened)
+    for place in opened.damaged_lines():
+        click.echo(f"{place} is damaged and passed over; the cost is short of what it may have said.", err=True)
     _json(result) if as_json else print_report(result, run)
 
 

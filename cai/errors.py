@@ -1,5 +1,7 @@
 """The ways a run ends early. Each carries the exit code that the command line returns for it."""
 
+import errno
+
 
 class CaiError(Exception):
     """An end that a person can act on: the message is one sentence and names what mends it."""
@@ -13,6 +15,31 @@ class BadInput(CaiError):
     def __init__(self, place: str, found: str, expected: str, remedy: str) -> None:
         super().__init__(f"{place}: found {found}, expected {expected}. {remedy}")
         self.place, self.found, self.expected, self.remedy = place, found, expected, remedy
+
+
+class CannotWrite(CaiError):
+    """A file or folder that could not be written: which, why, and what mends it. What was finished before is kept."""
+
+    def __init__(self, place: str, error: OSError) -> None:
+        found, expected, remedy = _UNWRITABLE.get(error.errno or 0, (str(error.strerror or error), *_ANY_DISK))
+        then = "then give the same command again: it goes on from what is finished."
+        super().__init__(f"{place}: found {found}, expected {expected}. {remedy}, {then}")
+        self.place = place
+
+
+_ANY_DISK = ("a disk that takes what is written", "See to the disk")
+_FULL = ("room to write", "Make room there")
+_CLOSED = ("one that may be", "Let it be written")
+_UNWRITABLE = {
+    errno.ENOSPC: ("no space left on the disk", *_FULL),
+    errno.EDQUOT: ("a disk quota that is used up", *_FULL),
+    errno.EFBIG: ("a file that may not grow any more", "no limit on the size of files", "Raise the limit (ulimit -f)"),
+    errno.EACCES: ("a place that may not be written (permission denied)", *_CLOSED),
+    errno.EPERM: ("a place that may not be written (not permitted)", *_CLOSED),
+    errno.EROFS: ("a disk that may not be written (read-only)", *_CLOSED),
+    errno.ENOENT: ("no such folder any more", "the one that was there", "Leave it alone while a command works there"),
+    errno.ENOTDIR: ("a file where a folder was", "the folder", "Move the file away"),
+}
 
 
 class CheckFailed(CaiError):

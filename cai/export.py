@@ -82,7 +82,22 @@ def export(
     BadInput if `out` holds anything else, the run nothing to train on, or a file that the method names cannot be read.
     """
     check_place(run.folder, out)
+    before = run.manifest()
     _refuse_unfit(run)
+    with new_folder(out) as folder:
+        manifest = _fill(folder, run, method, command, say, go_on)
+        if run.manifest() != before:
+            found, remedy = "a run that has changed meanwhile", "Wait for the command that is working on it."
+            raise BadInput(str(run.folder), found, "one that stands still", remedy)
+        refuse_other_files(out, KIND)  # nobody has put a file there meanwhile
+        go_on()
+    return manifest
+
+
+def _fill(
+    folder: Path, run: Run, method: ExportMethod, command: str, say: Callable[[str], None], go_on: Callable[[], None]
+) -> Json:
+    """Write the datasets into a folder that is empty, and return what the manifest holds."""
     evaluations = [read_evaluation(file) for file in method.decontaminate]
     revised = run_answers(run, method.sft, method.clean_answers)
     helpful = helpful_answers(method.helpful) if method.helpful is not None else Candidates()
@@ -142,13 +157,11 @@ def export(
     }
     for sentence in _worth_saying(manifest):
         say(sentence)
-    with new_folder(out) as folder:
-        files = write_configs(folder, tables) + write_view(folder, method.trainer, view)
-        manifest["content_sha"] = digest([[file["path"], file["sha256"]] for file in files])
-        text = card(manifest, _constitutions(run))
-        manifest["files"] = [*files, write_text(folder, folder / "README.md", text)]
-        write_text(folder, folder / "manifest.json", json_text(manifest))
-        go_on()
+    files = write_configs(folder, tables) + write_view(folder, method.trainer, view)
+    manifest["content_sha"] = digest([[file["path"], file["sha256"]] for file in files])
+    text = card(manifest, _constitutions(run))
+    manifest["files"] = [*files, write_text(folder, folder / "README.md", text)]
+    write_text(folder, folder / "manifest.json", json_text(manifest))
     return manifest
 
 
@@ -168,12 +181,8 @@ def _refuse_unfit(run: Run) -> None:
     """Raise BadInput for gold, which is there to measure with, for labels of which some may be another judge's, and for
     a finished stage that is no more as its manifest says."""
     stages, finished = run.settings(), run.manifest()
-    for stage, entry in finished.items():
-        for file in entry.get("files", ()):
-            path = run.folder / file["path"]
-            if not path.is_file() or file_digest(path) != file["sha256"]:
-                found = "a file that was changed" if path.is_file() else "no such file, though the manifest has it"
-                raise BadInput(str(path), found, "the run as it was finished", f"Give cai {stage} once more.")
+    for stage in finished:
+        run.check_files(stage)
     if "calibrate" in stages:
         raise BadInput(str(run.folder), "verdicts on gold pairs", "a run to train on", "Gold is for measuring.")
     if "label" in stages and "label" not in finished:
@@ -322,8 +331,8 @@ def _prompts(entry: Json) -> Json | None:
 
 def _constitutions(run: Run) -> list[Constitution]:
     """The constitutions that the run keeps copies of, each once."""
-    paths = sorted(run.folder.glob("inputs/*/constitution.yaml"))
-    return list({one.sha: one for one in (load_constitution(str(path)) for path in paths)}.values())
+    copies = [run.constitution(path.parent.name) for path in sorted(run.folder.glob("inputs/*/constitution.yaml"))]
+    return list({one.sha: one for one in (load_constitution(str(path)) for path in copies if path)}.values())
 
 
 def _principles(rows: Sequence[Answer] | Sequence[DecidedPair]) -> dict[str, int]:

@@ -1,8 +1,11 @@
 """Where files come from and how they are written: the user's first, then those that travel with the package."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from cai.errors import CannotWrite
 
 _PACKAGE = Path(__file__).parent
 # In a wheel the shipped folders lie in cai/shipped; in a checkout they are the folders at its top.
@@ -31,21 +34,34 @@ def shipped_names(folder: str, suffix: str) -> list[str]:
     return sorted({path.name.removesuffix(suffix) for path in found})
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the name, sync, rename: a finished name means a finished file, also after a power cut."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    with scratch.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(scratch, path)
-
-
-def publish(scratch: Path, path: Path) -> None:
-    """Give a written and synced file its name, and sync the folder that holds the name."""
-    os.replace(scratch, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Name the file in the error if it cannot be written. Raises CannotWrite."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        yield
+    except OSError as error:
+        raise CannotWrite(str(path), error) from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside the name, sync, rename: a finished name means a finished file, also after a power cut.
+
+    Raises CannotWrite, and then what was written so far makes room again.
+    """
+    scratch = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        try:
+            with scratch.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+        except OSError:
+            with suppress(OSError):
+                scratch.unlink()
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)  # the folder holds the name
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

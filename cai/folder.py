@@ -1,15 +1,16 @@
 """A folder that appears in one piece, or not at all, and never takes the place of somebody else's files."""
 
-import fcntl
+import errno
 import json
 import os
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cai.errors import BadInput
+from cai import lock
+from cai.errors import BadInput, CannotWrite
 from cai.ids import file_digest
 
 
@@ -18,16 +19,17 @@ def refuse_other_files(out: Path, kind: str) -> None:
 
     `kind` is what the manifest.json of such a folder says it is.
     """
-    _finish_swap(out)
+    killed = not out.exists() and _beside(out, "old").is_dir()
+    there = _beside(out, "old") if killed else out  # between its two renames
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise BadInput(f"--out {out}", "a file or a link", "a folder", "Choose another --out.")
     try:
-        manifest: Any = json.loads((out / "manifest.json").read_bytes())
+        manifest: Any = json.loads((there / "manifest.json").read_bytes())
         ours = {file["path"]: file["sha256"] for file in manifest["files"]} if manifest["kind"] == kind else {}
     except (OSError, ValueError, KeyError, TypeError):
         ours = {}
-    for path in out.rglob("*"):  # one by one: somebody else's folder may be large
-        name = path.relative_to(out).as_posix()
+    for path in there.rglob("*"):  # one by one: somebody else's folder may be large
+        name = path.relative_to(there).as_posix()
         if (path.is_dir() and not path.is_symlink()) or (ours and name == "manifest.json"):
             continue
         if name not in ours or path.is_symlink() or file_digest(path) != ours[name]:
@@ -42,42 +44,50 @@ def refuse_other_files(out: Path, kind: str) -> None:
 def new_folder(out: Path) -> Generator[Path]:
     """A scratch folder beside `out` that takes its place at the end; on an error it is removed and `out` stays.
 
-    Raises BadInput if `out` cannot be written or replaced, or another process is making it.
+    Raises BadInput if `out` cannot be written or replaced or another process is making it, CannotWrite if the disk is
+    full.
     """
-    scratch, old = _beside(out, "new"), _beside(out, "old")
+    scratch, old, lock_file = _beside(out, "new"), _beside(out, "old"), _beside(out, "lock")
+    made = [folder for folder in scratch.parents if not folder.exists()]
     try:
-        scratch.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(_beside(out, "lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        held = lock.take(lock_file)
+    except lock.Held as other:
+        found = f"a folder that process {other.pid} is writing"
+        raise BadInput(f"--out {out}", found, "a free one", "Wait for it, or choose another --out.") from None
     except OSError as error:
-        raise _unwritable(out, error) from error
+        _remove_empty(made)
+        raise cannot_make(out, error) from error
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            found, remedy = "a folder that another export is writing", "Wait for it, or choose another --out."
-            raise BadInput(f"--out {out}", found, "a free one", remedy) from error
-        try:
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
-            yield scratch
-            if out.exists():
-                shutil.rmtree(old, ignore_errors=True)  # left by an export that was killed after its renames
-                os.replace(out, old)
-            os.replace(scratch, out)
-            shutil.rmtree(old, ignore_errors=True)
-        except OSError as error:
-            _finish_swap(out)
-            raise _unwritable(out, error) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-            _beside(out, "lock").unlink(missing_ok=True)
+        _finish_swap(out)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        yield scratch
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)  # left by an export that was killed after its renames
+            os.replace(out, old)
+        os.replace(scratch, out)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        _finish_swap(out)
+        raise cannot_make(out, error) from error
     finally:
-        os.close(lock)
+        shutil.rmtree(scratch, ignore_errors=True)
+        lock.let_go(held, lock_file, remove=True)
+        _remove_empty(made)
 
 
-def _unwritable(out: Path, error: OSError) -> BadInput:
-    found = f"a folder that cannot be written or replaced ({error.strerror})"
-    return BadInput(f"--out {out}", found, "a writable folder, no mount point", "Choose another --out.")
+def cannot_make(folder: Path, error: OSError) -> BadInput | CannotWrite:
+    """Why a folder that --out names could not be made, taken or replaced."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return CannotWrite(str(folder), error)
+    found = f"a folder that cannot be written or replaced ({error.strerror or error})"
+    return BadInput(f"--out {folder}", found, "a writable folder, no mount point", "Choose another --out.")
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with suppress(OSError):  # one that somebody has put something into stays
+        for folder in folders:
+            folder.rmdir()
 
 
 def _finish_swap(out: Path) -> None:

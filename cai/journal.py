@@ -6,18 +6,23 @@ named and passed over; the call it held is asked again. Nothing is ever rewritte
 """
 
 import asyncio
+import errno
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from cai.engines import Completion, Engine, Request
-from cai.errors import BadInput
+from cai.errors import BadInput, CannotWrite
+from cai.files import writing
 
+_KEY = re.compile("[0-9a-f]{64}")
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 _COMPLETION_FIELDS = tuple(field.name for field in fields(Completion))
 
@@ -75,21 +80,25 @@ class Journal:
         self.damaged: list[str] = []
 
     def __enter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._finished: dict[str, dict[str, Any]] = {}
         self._under_way: dict[str, asyncio.Event] = {}
         for _, entry in _entries(self._path, self.damaged):
             self._finished.setdefault(entry["key"], entry)
-        self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
-            os.write(self._file, b"\n")  # the torn last line of a killed process: end it, so that it spoils no other
+        with writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            size = os.fstat(self._file).st_size
+            # The last line may have been torn, by a kill or a full disk: then the next one ends it first.
+            self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
         return self
 
-    def __exit__(self, *_: object) -> None:
-        os.fsync(self._file)
-        os.close(self._file)
-        self._file = -1  # a late write must fail, not land in whatever gets the number next
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with suppress(CannotWrite) if kind else nullcontext(), writing(self._path):
+                os.fsync(self._file)
+        finally:
+            os.close(self._file)
+            self._file = -1  # a late write must fail, not land in whatever gets the number next
 
     async def ask(self, engine: Engine, request: Request) -> tuple[str, Completion]:
         """The call's key and its completion: from this segment, from other runs, or from the engine.
@@ -123,8 +132,14 @@ class Journal:
     def _write(self, entry: dict[str, Any]) -> None:
         text = _ENCODER.encode(entry)
         line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
-        while line:
-            line = line[os.write(self._file, line) :]
+        with writing(self._path):
+            if os.fstat(self._file).st_nlink == 0:  # calls that nobody will find again are not worth asking
+                raise FileNotFoundError(errno.ENOENT, "the file was removed")
+            line = b"\n" + line if self._torn else line
+            self._torn = True
+            while line:
+                line = line[os.write(self._file, line) :]
+            self._torn = False
         self._finished[entry["key"]] = entry
 
 
@@ -156,11 +171,30 @@ def _entries(path: Path, damaged: list[str]) -> Iterator[tuple[int, dict[str, An
 
 
 def _read(line: bytes) -> dict[str, Any] | None:
-    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    """The entry in a line; None if the line is damaged, or is no entry though nothing has happened to it."""
+    checksum, _, text = line.removesuffix(b"\n").partition(b" ")
     if checksum != b"%08x" % zlib.crc32(text):
         return None
     try:
         entry = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return entry if isinstance(entry, dict) else None
+    return entry if isinstance(entry, dict) and _is_entry(entry) else None
+
+
+def _is_entry(entry: dict[str, Any]) -> bool:
+    key, token_ids, logprobs = entry.get("key"), entry.get("token_ids"), entry.get("choice_logprobs", ())
+    return (
+        isinstance(key, str)
+        and _KEY.fullmatch(key) is not None
+        and all(isinstance(entry.get(name), str) for name in ("text", "finish"))
+        and all(_is_count(entry.get(name)) for name in ("prompt_tokens", "cached_tokens", "completion_tokens"))
+        and isinstance(token_ids, list)
+        and all(_is_count(one) for one in token_ids)
+        and (logprobs is None or (isinstance(logprobs, list) and all(isinstance(one, float | int) for one in logprobs)))
+        and _is_count(entry.get("left_out", 0))  # earlier versions did not know it
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

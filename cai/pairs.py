@@ -32,6 +32,7 @@ class RunPairs:
         if _TABLES[self.table] not in run.manifest():
             stage = _TABLES[self.table]
             raise BadInput(self.spec, f"an unfinished cai {stage}", "a finished one", f"Run cai {stage} to its end.")
+        run.check_files(_TABLES[self.table])
         self.made_of: str | None = made_of(run)
         if self.table == "responses" and kind in ("revision", "consecutive"):
             found = "responses, which have no revisions"

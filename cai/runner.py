@@ -5,7 +5,7 @@ so the tail of a shard never idles the engine. Rows start in input order and eac
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -153,13 +153,14 @@ async def run_chunks(
         index = shard.chunk.index
         shard.open.close()
         made = tables(rows)
-        await asyncio.to_thread(run.write_shard, stage, index, made, drops, mark)
+        await _to_its_end(asyncio.to_thread(run.write_shard, stage, index, made, drops, mark))
         watch.shard(run.shard(list(made)[-1], index), len(rows), len(drops))
 
     try:
         with ExitStack() as journals:
             async with asyncio.TaskGroup() as group:
                 for chunk in chunks:
+                    run.check_held()
                     journal = Journal(run.folder / "journal" / f"part-{chunk.index:05d}.jsonl", tally, others)
                     opened = journals.enter_context(ExitStack())
                     opened.enter_context(journal)
@@ -179,6 +180,17 @@ async def run_chunks(
         # One sentence for the user: the end that tells what to do, if there is one, else the first.
         flat = list(_flat(errors))
         raise next((error for error in flat if isinstance(error, CaiError)), flat[0]) from None
+
+
+async def _to_its_end(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Await it; if that is cancelled, only once it has ended: a thread cannot be broken off, and the run is held so
+    long."""
+    task = asyncio.ensure_future(coroutine)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _flat(error: BaseException) -> Iterable[BaseException]:

@@ -10,7 +10,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -120,8 +120,7 @@ async def label_stage(settings: LabelSettings, watch: Watch) -> Outcome:
 
 def _labelling_by(run: Run, settings: LabelSettings) -> Constitution:
     """The constitution that is named, or else the one that the run was revised with."""
-    revised_with = run.folder / "inputs" / "revise" / "constitution.yaml"
-    return load_constitution(settings.constitution or (str(revised_with) if revised_with.is_file() else "harmlessness"))
+    return load_constitution(settings.constitution or str(run.constitution("revise") or "harmlessness"))
 
 
 def _apply_review(run: Run, file: str, share: float) -> Outcome:
@@ -316,11 +315,15 @@ async def _run(
     with Run(Path(stage.out)) as run:
         _refuse_other_work(run, stage, belongs, anew)
         plan = await _plan(run, stage, digest(belongs), source, anew)
+        for place in run.damaged_lines():
+            watch.say(f"{place} is damaged and passed over; no finished call hangs on it.")
         tally = Tally()
         watch.begin(stage.name, plan.rows, plan.finished_rows)
         try:
             if plan.to_do():
                 await _work_through(run, stage, plan, source, work, tables, tally, watch)
+            else:
+                run.keep_copies(stage.name, stage.copies)
         finally:
             watch.end()
         amended = amend(run) if amend is not None else False
@@ -361,12 +364,15 @@ async def _work_through(
         in_flight = InFlight(lambda: sum(engine.slots for engine in used), settings.rows_in_flight)
         chunks = _still_to_do(source, stage.shard_rows, plan.open_chunks)
         restarts_before = sum(engine.restarts for engine in used)  # in an earlier stage, of an engine that is kept
+        whole = False
         try:
             await run_chunks(run, stage.name, chunks, work, tables, digest(belongs), in_flight, tally, others, watch)
+            whole = True
         finally:
             tally.engine_restarts = sum(engine.restarts for engine in used) - restarts_before
             seconds = round(time.monotonic() - begun, 3)
-            run.add_session({"stage": stage.name, "started": started, "seconds": seconds, **asdict(tally)})
+            with nullcontext() if whole else suppress(CaiError):  # what ended the work is what a person must hear of
+                run.add_session({"stage": stage.name, "started": started, "seconds": seconds, **asdict(tally)})
 
 
 async def _shortening(work: Work, item: Row | Pair, ask: Ask) -> object:
@@ -494,6 +500,7 @@ def _flat(belongs: Json) -> dict[str, Any]:
 
 
 def _manifest_entry(run: Run, stage: _Stage, source: Source, plan: _Plan, belongs: Json) -> Json:
+    files = run.files(stage.name, TABLES[stage.name])  # first, since a damaged one must not be counted
     counts = count_stage(run, stage.name)
     if counts["read"] != plan.rows:
         raise AssertionError(f"{plan.rows} rows were read, but {counts['read']} are kept or dropped")
@@ -512,5 +519,5 @@ def _manifest_entry(run: Run, stage: _Stage, source: Source, plan: _Plan, belong
         "versions": libraries,
         "counts": counts,
         "cost": cost(run.sessions(stage.name)),
-        "files": run.files(stage.name, TABLES[stage.name]),
+        "files": files,
     }

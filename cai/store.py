@@ -6,19 +6,19 @@
     RUN/journal/part-00000.jsonl          the finished calls of that shard's rows
     RUN/inputs/revise/                    the constitution and the templates as the stage used them
     RUN/settings.json                     what the run belongs to, by stage; written first
+    RUN/shards.jsonl                      the sha256 of each Parquet file, written down before the file has its name
     RUN/sessions.jsonl                    one line for each time a command worked on the run and could say so
     RUN/manifest.json                     files, digests, counts, tokens, times; written last
 
 A shard is written beside its name, synced and renamed, its drops before it; so a finished name means a finished file,
 and a shard whose rows are there has its drops. Of a stage with several tables the last one is written last, and stands
-for all. Its footer holds the digests of its inputs and of the settings.
+for all. Its footer holds the digests of its inputs and of the settings. Before a file is first read, its bytes are
+compared with the sha256 that it was written with: Parquet itself would let many a flipped one pass for data.
 """
 
-import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,12 +26,14 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cai import lock
 from cai.errors import BadInput
-from cai.files import publish, write_atomically
+from cai.files import write_atomically, writing
+from cai.folder import cannot_make
 from cai.ids import file_digest
 from cai.rows import SCHEMAS, Drop, as_turns
-
-Json = dict[str, Any]
+from cai.seal import Json, add_line, read_stages, sealed_lines, write_stages
+from cai.sums import Sums, damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._lock: int | None = None
+        self._sums = Sums(folder, self.manifest)
 
     def __enter__(self) -> Self:
         """Take the folder. Raises BadInput if another process holds it, or if it holds something that is not a run."""
@@ -97,54 +101,69 @@ class Run:
             raise BadInput(f"--out {self.folder}", found, expected, "Choose another --out.")
         self._made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = lock.take(self.folder / ".lock")
+        except lock.Held as held:
+            found = f"a run that process {held.pid} is working on"
+            raise BadInput(f"--out {self.folder}", found, "a free one", "Wait for it, or end it.") from None
         except OSError as error:
-            raise BadInput(
-                f"--out {self.folder}",
-                f"a folder that cannot be written ({error.strerror})",
-                "a writable folder",
-                "Choose another --out.",
-            ) from error
-        try:
-            # The kernel lets go of the lock when the process ends, however it ends: there are no stale ones.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(self._lock), os.stat(self.folder / ".lock")):
-                raise BlockingIOError  # another process has just removed the folder that was empty
-        except OSError:
-            pid = os.pread(self._lock, 32, 0).decode() or "unknown"
-            os.close(self._lock)
-            raise BadInput(
-                f"--out {self.folder}",
-                f"a run that process {pid} is working on",
-                "a free one",
-                "Wait for it, or end it.",
-            ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+            self._leave_nothing()
+            raise cannot_make(self.folder, error) from error
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not (self.folder / "settings.json").exists():  # nothing came of it: leave nothing behind
-            (self.folder / ".lock").unlink()
-            with contextlib.suppress(OSError):  # a folder that somebody else has put something into stays
-                for folder in self._made:
-                    folder.rmdir()
-        os.close(self._lock)
+        assert self._lock is not None
+        nothing = not (self.folder / "settings.json").exists()
+        lock.let_go(self._lock, self.folder / ".lock", remove=nothing)
+        self._lock = None
+        if nothing:
+            self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
+        with suppress(OSError):  # a folder that somebody else has put something into stays
+            for folder in self._made:
+                folder.rmdir()
+
+    def check_held(self) -> None:
+        """Raise BadInput if the folder that was taken is no longer there: what is written would be lost, or mixed."""
+        if self._lock is not None and not lock.is_at(self._lock, self.folder / ".lock"):
+            raise BadInput(
+                str(self.folder), "no folder any more, or another one", "the one that this command works on",
+                "Leave it in its place until the command has ended, and give the command again.",
+            )  # fmt: skip
 
     # What the run belongs to
 
     def settings(self) -> dict[str, Json]:
-        """What each stage of the run belongs to; empty for a new run."""
-        return read_json(self.folder / "settings.json") if (self.folder / "settings.json").exists() else {}
+        """What each stage of the run belongs to; empty for a new run. Raises BadInput if that is damaged."""
+        remedy = f"Restore it, or choose another --out, with --reuse {self.folder} to keep the calls."
+        return read_stages(self.folder / "settings.json", remedy)
 
     def belong(self, stage: str, belongs: Json, copies: Mapping[str, str]) -> None:
         """Write down what a stage belongs to, then copies of the texts it uses, before its first row."""
-        write_atomically(self.folder / "settings.json", _dump(self.settings() | {stage: belongs}))
+        self.check_held()
+        write_stages(self.folder / "settings.json", self.settings() | {stage: belongs})
+        self.keep_copies(stage, copies)
+
+    def keep_copies(self, stage: str, copies: Mapping[str, str]) -> None:
+        """Write copies of the texts that a stage uses, those that are not there as they should be."""
         folder = self.folder / "inputs" / stage
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         for name, text in copies.items():
-            write_atomically(folder / name, text.encode("utf-8"))
+            data = text.encode("utf-8")
+            if not (folder / name).is_file() or (folder / name).read_bytes() != data:
+                write_atomically(folder / name, data)
+
+    def constitution(self, stage: str) -> Path | None:
+        """The copy of the constitution that a stage used, if there is one. Raises BadInput if somebody changed it."""
+        path = self.folder / "inputs" / stage / "constitution.yaml"
+        if not path.is_file():
+            return None
+        sha = self.settings().get(stage, {}).get("texts", {}).get("constitution_sha")
+        if sha is not None and file_digest(path) != sha:
+            found = f"another text than the one that cai {stage} used"
+            raise BadInput(str(path), found, "its copy", f"Give cai {stage} once more, which copies it again.")
+        return path
 
     # Shards
 
@@ -155,19 +174,29 @@ class Run:
         return self.folder / "drops" / f"{stage}-{index:05d}.parquet"
 
     def mark(self, stage: str, tables: Sequence[str], index: int) -> ShardMark | None:
-        """What a finished shard says of itself; None if it or its drops are not there. Raises BadInput if damaged."""
-        if not all(self.shard(table, index).exists() for table in tables):
+        """What a finished shard says of itself; None if it or its drops are not there, or nothing vouches for them.
+
+        Raises BadInput if one is damaged.
+        """
+        paths = [self.shard(table, index) for table in tables]
+        if not all(path.exists() for path in paths):
             return None
         marks: list[ShardMark] = []
-        for path in (self.shard(table, index) for table in tables):
+        for path in paths:
+            self._sums.check(path)
             try:
                 said = json.loads((pq.read_schema(path).metadata or {})[b"cai"])
                 marks.append(ShardMark(said["settings_sha"], tuple(said["inputs"]), said["dropped"]))
             except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-                raise _damaged(path, error) from error
-        mark = marks[-1]
-        whole = all(one == mark for one in marks) and (not mark.dropped or self.drops(stage, index).exists())
-        return mark if whole else None
+                raise damaged(path, error) from error
+        mark, drops = marks[-1], self.drops(stage, index)
+        if any(one != mark for one in marks) or (mark.dropped and not drops.exists()):
+            return None
+        if mark.dropped:
+            self._sums.check(drops)
+            paths.append(drops)
+        # Where a line of shards.jsonl was lost, what it spoke for is made once more: its calls are in the journal.
+        return mark if not self._sums.damaged or all(self._sums.known(path) for path in paths) else None
 
     def remove_shard(self, stage: str, tables: Sequence[str], index: int) -> None:
         """Take a shard away, the table that stands for all of it first."""
@@ -178,19 +207,30 @@ class Run:
         self, stage: str, index: int, tables: Mapping[str, Sequence[object]], drops: Sequence[Drop], mark: ShardMark
     ) -> None:
         """Write a shard's drops, then its tables in their order, each under a scratch name first."""
+        self.check_held()
         path = self.drops(stage, index)
         if drops:
-            _write(path, to_table(drops, "drops"))
+            self._write(path, to_table(drops, "drops"))
         else:
             path.unlink(missing_ok=True)
         footer = json.dumps(asdict(mark), sort_keys=True)
         for table, rows in tables.items():
-            _write(self.shard(table, index), to_table(rows, table).replace_schema_metadata({"cai": footer}))
+            self._write(self.shard(table, index), to_table(rows, table).replace_schema_metadata({"cai": footer}))
 
     def rewrite_shard(self, table: str, index: int, rows: Sequence[object]) -> None:
         """Write other rows into a finished shard, with the footer that it has."""
+        self.check_held()
         footer = pq.read_schema(self.shard(table, index)).metadata
-        _write(self.shard(table, index), to_table(rows, table).replace_schema_metadata(footer))
+        self._write(self.shard(table, index), to_table(rows, table).replace_schema_metadata(footer))
+
+    def _write(self, path: Path, table: Any) -> None:
+        file = pa.BufferOutputStream()
+        pq.write_table(table, file, compression="zstd")
+        data = file.getvalue().to_pybytes()
+        self._sums.add(path, data)
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+        write_atomically(path, data)
 
     def finished_shards(self, table: str) -> list[int]:
         """The numbers of the shards of a table that are there."""
@@ -198,42 +238,61 @@ class Run:
             int(path.stem.removeprefix("part-")) for path in (self.folder / table).glob("part-[0-9]*.parquet")
         )
 
+    def check_files(self, stage: str) -> None:
+        """Raise BadInput unless every file of a finished stage is there as its manifest has it."""
+        for file in self.manifest().get(stage, {}).get("files", ()):
+            path = self.folder / file["path"]
+            if not path.is_file():
+                found = "no such file, though the manifest has it"
+                raise BadInput(str(path), found, "the run as it was finished", f"Give cai {stage} once more.")
+            if self._sums.of(path) != file["sha256"]:
+                raise damaged(path, "it is not the one that its manifest has")
+
+    def damaged_lines(self) -> list[str]:
+        """The lines of shards.jsonl and sessions.jsonl that a kill has torn or somebody has changed."""
+        places: list[str] = []
+        for name in ("shards.jsonl", "sessions.jsonl"):
+            for _ in sealed_lines(self.folder / name, places):
+                pass
+        return places
+
     # Sessions and manifest
 
     def add_session(self, session: Json) -> None:
-        # A line of its own, also behind one that a killed process has torn.
-        with (self.folder / "sessions.jsonl").open("a", encoding="utf-8") as file:
-            file.write("\n" + json.dumps(session) + "\n")
+        self.check_held()
+        add_line(self.folder / "sessions.jsonl", session)
 
     def sessions(self, stage: str) -> list[Json]:
-        path = self.folder / "sessions.jsonl"
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-        sessions = [_session(line) for line in lines if line]
-        return [session for session in sessions if session is not None and session["stage"] == stage]
+        """The sessions of a stage; damaged lines are passed over, see `damaged_lines`."""
+        return [one for one in sealed_lines(self.folder / "sessions.jsonl", []) if one.get("stage") == stage]
 
     def manifest(self) -> dict[str, Json]:
-        """The manifest by stage; empty if no stage has finished."""
-        path = self.folder / "manifest.json"
-        return read_json(path) if path.exists() else {}
+        """The manifest by stage; empty if no stage has finished. Raises BadInput if it is damaged."""
+        remedy = "Remove it and give the run's commands again; no finished call is asked again."
+        return read_stages(self.folder / "manifest.json", remedy)
 
     def write_manifest(self, stage: str, entry: Json | None) -> None:
         """Enter a finished stage, or with None take it out because it is being worked on again."""
+        self.check_held()
         stages = {name: old for name, old in self.manifest().items() if name != stage}
         if entry is not None:
             stages[stage] = entry
-        write_atomically(self.folder / "manifest.json", _dump(stages))
+        write_stages(self.folder / "manifest.json", stages)
 
     def files(self, stage: str, tables: Sequence[str]) -> list[Json]:
-        """Path, rows, bytes and sha256 of every file that a stage's manifest answers for."""
+        """Path, rows, bytes and sha256 of every file that a stage's manifest answers for.
+
+        Raises BadInput if one is not as it was written.
+        """
         finished = self.finished_shards(tables[-1])
         shards = [self.shard(table, index) for table in tables for index in finished]
         drops = [path for index in finished if (path := self.drops(stage, index)).exists()]
         return [
             {
                 "path": str(path.relative_to(self.folder)),
+                "sha256": self._sums.of(path),
                 "rows": pq.read_metadata(path).num_rows,
                 "bytes": path.stat().st_size,
-                "sha256": file_digest(path),
             }
             for path in [*shards, *drops]
         ]
@@ -245,12 +304,14 @@ class Run:
 
     def shard_records(self, table: str, index: int, columns: list[str] | None = None) -> Iterator[Json]:
         """The rows of one shard."""
+        self._sums.check(self.shard(table, index))
         return _read(self.shard(table, index), columns)
 
     def dropped(self, stage: str, table: str) -> Iterator[Json]:
         """The drops of a stage, in input order; those of shards that are not finished do not count yet."""
         for index in self.finished_shards(table):
             if self.drops(stage, index).exists():
+                self._sums.check(self.drops(stage, index))
                 yield from _read(self.drops(stage, index), None)
 
 
@@ -262,54 +323,10 @@ def open_run(folder: str) -> Run:
     return run
 
 
-def read_json(path: Path) -> Json:
-    """A JSON file of a run. Raises BadInput if it is damaged."""
-    remedy = "Restore it, or remove it and run again."
-    try:
-        value: Any = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise BadInput(str(path), f"a damaged file ({error})", "what cai wrote", remedy) from error
-    if not isinstance(value, dict):
-        raise BadInput(str(path), "a damaged file", "what cai wrote", remedy)
-    return value
-
-
-def _session(line: str) -> Json | None:
-    try:
-        session: Any = json.loads(line)
-    except ValueError:
-        return None
-    return session if isinstance(session, dict) and "stage" in session else None
-
-
-def _damaged(path: Path, error: Exception) -> BadInput:
-    brief = " ".join(str(error).split())[:200]
-    return BadInput(
-        str(path),
-        f"a damaged shard ({brief})",
-        "what cai wrote",
-        "Remove it and run again; its calls are in the journal.",
-    )
-
-
 def _read(path: Path, columns: list[str] | None) -> Iterator[Json]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 yield from batch.to_pylist()
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise _damaged(path, error) from error
-
-
-def _write(path: Path, table: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    with scratch.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    publish(scratch, path)
-
-
-def _dump(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
+        raise damaged(path, error) from error

@@ -8,7 +8,7 @@ import pytest
 from cai import journal as journal_module
 from cai.engines import Completion, Request, Sampling
 from cai.engines.scripted import ScriptedEngine
-from cai.errors import BadInput
+from cai.errors import BadInput, CannotWrite
 from cai.journal import Journal, OtherRuns, Tally
 from cai.rows import Message
 
@@ -174,7 +174,7 @@ def test_a_closed_journal_refuses_a_late_answer(tmp_path: Path):
         with Journal(tmp_path / "j.jsonl", Tally()) as journal:
             task = asyncio.ensure_future(journal.ask(ScriptedEngine(lambda _: "x", latency_seconds=0.01), REQUEST))
             await asyncio.sleep(0)
-        with pytest.raises(OSError):
+        with pytest.raises(CannotWrite, match=r"j\.jsonl: found Bad file descriptor"):
             await task
 
     asyncio.run(late())

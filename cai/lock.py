@@ -1,0 +1,79 @@
+"""A file that one process holds at a time, and in which the others read which one it is.
+
+The kernel lets go of the lock when the process ends, however it ends: what a killed one left is taken over.
+"""
+
+import fcntl
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+# How long to wait for the holder to write down its pid, or for a folder that another process is just removing.
+_PATIENCE_SECONDS = 2.0
+
+
+class Held(Exception):
+    """Another process has the file; `pid` is its number, or "unknown"."""
+
+    def __init__(self, pid: str) -> None:
+        super().__init__(pid)
+        self.pid = pid
+
+
+def take(path: Path) -> int:
+    """Take the lock file, made together with its folder if need be; returns its descriptor, for `let_go`.
+
+    Raises Held if another process has it, OSError if it cannot be made or written.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        with suppress(FileNotFoundError):  # the folder was removed since: by whoever had made it for nothing
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_at(lock, path):
+                    os.ftruncate(lock, 0)
+                    os.pwrite(lock, str(os.getpid()).encode(), 0)
+                    return lock
+                os.close(lock)  # the file of a process that has just let go of it and removed it
+            except BlockingIOError:
+                pid = os.pread(lock, 32, 0).decode("ascii", "replace")
+                os.close(lock)
+                if _lives(pid) or time.monotonic() > deadline:
+                    raise Held(pid or "unknown") from None
+            except OSError:
+                os.close(lock)
+                raise
+        if time.monotonic() > deadline:
+            raise FileNotFoundError(2, "the folder comes and goes", str(path))
+        time.sleep(0.005)
+
+
+def is_at(lock: int, path: Path) -> bool:
+    """Whether the open file is the one that has this name."""
+    try:
+        return os.path.samestat(os.fstat(lock), path.stat())
+    except OSError:
+        return False
+
+
+def let_go(lock: int, path: Path, remove: bool) -> None:
+    """Give the lock back, and with `remove` the file's name too if it still is this file's."""
+    with suppress(OSError):
+        if remove and is_at(lock, path):
+            path.unlink()
+        os.ftruncate(lock, 0)  # nobody shall read there who held it once
+    os.close(lock)
+
+
+def _lives(pid: str) -> bool:
+    """Whether a process has this number. None has if the holder has not written its own yet, over a dead one's."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,93 @@
+"""Records of our own that no flipped byte may change unseen: each carries a digest of what it says.
+
+`settings.json` and `manifest.json` hold one record for each stage, `sessions.jsonl` and `shards.jsonl` one a line.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cai.errors import BadInput
+from cai.files import write_atomically, writing
+from cai.ids import digest
+
+Json = dict[str, Any]
+SEAL = "sealed"
+
+
+def sealed(record: Json, about: str = "") -> Json:
+    """The record with its seal. `about` is what else must not change: the name that it stands under."""
+    return {**record, SEAL: _seal(record, about)}
+
+
+def unsealed(value: object, about: str = "") -> Json | None:
+    """The record without its seal; None if it is none, or not as it was sealed. Earlier versions wrote no seal."""
+    if not isinstance(value, dict):
+        return None
+    record: Json = dict(value)
+    seal = record.pop(SEAL, None)
+    if seal is None:
+        return None if any(_looks_like_a_seal(name) for name in record) else record
+    try:
+        return record if seal == _seal(record, about) else None
+    except ValueError:  # a number that JSON has none for
+        return None
+
+
+def read_stages(path: Path, remedy: str) -> dict[str, Json]:
+    """The records of a file by stage; none without the file. Raises BadInput, with `remedy`, if it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        value: Any = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BadInput(str(path), f"a damaged file ({error})", "what cai wrote", remedy) from error
+    stages = {name: unsealed(one, name) for name, one in value.items()} if isinstance(value, dict) else {"": None}
+    for name, record in stages.items():
+        if record is None:
+            found = f"a damaged file (what it says of '{name}' is not what was written)" if name else "a damaged file"
+            raise BadInput(str(path), found, "what cai wrote", remedy)
+    return {name: record for name, record in stages.items() if record is not None}
+
+
+def write_stages(path: Path, stages: Mapping[str, Json]) -> None:
+    """Write one sealed record for each stage."""
+    value = {name: sealed(record, name) for name, record in stages.items()}
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode("utf-8"))
+
+
+def add_line(path: Path, record: Json) -> None:
+    """Add a sealed record to a file of lines."""
+    with writing(path), path.open("ab", buffering=0) as file:
+        # A line of its own, also behind one that a killed process has torn.
+        line = b"\n" + json.dumps(sealed(record)).encode() + b"\n"
+        while line:
+            line = line[file.write(line) :]
+
+
+def sealed_lines(path: Path, damaged: list[str]) -> Iterator[Json]:
+    """The sound records of a file of lines, if it is there; the places of the others are added to `damaged`."""
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = unsealed(json.loads(line))
+        except (ValueError, RecursionError):
+            record = None
+        if record is not None:
+            yield record
+        else:
+            damaged.append(f"{path}:{number}")
+
+
+def _seal(record: Json, about: str) -> str:
+    return digest([about, record])[:16]
+
+
+def _looks_like_a_seal(name: str) -> bool:
+    """Whether one flipped byte has made the seal's name this one: the record is not one of an earlier version then."""
+    return len(name) == len(SEAL) and sum(one != other for one, other in zip(name, SEAL, strict=True)) == 1

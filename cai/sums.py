@@ -1,0 +1,74 @@
+"""Is a Parquet file of a run still what was written? Its sha256 says so, to whoever reads it first.
+
+    RUN/shards.jsonl     one line for each file, from just before it has its name
+    RUN/manifest.json    the same of every file of a finished stage
+
+Parquet itself would let many a flipped byte pass for data, and a run that is not finished has no manifest yet.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from cai.errors import BadInput
+from cai.ids import file_digest
+from cai.seal import Json, add_line, sealed_lines
+
+
+class Sums:
+    """The sums of a run's files. `manifest` reads what the run's manifest says now."""
+
+    def __init__(self, folder: Path, manifest: Callable[[], dict[str, Json]]) -> None:
+        self._folder, self._manifest = folder, manifest
+        self._written: dict[str, set[str]] | None = None
+        self._sound: set[str] = set()
+        self.path = folder / "shards.jsonl"
+        self.damaged: list[str] = []
+
+    def add(self, path: Path, data: bytes) -> None:
+        """Write down what a file is about to hold."""
+        sha256, known = hashlib.sha256(data).hexdigest(), self.known(path)
+        if sha256 not in known:
+            add_line(self.path, {"path": self._name(path), "sha256": sha256})
+            known.add(sha256)
+
+    def check(self, path: Path) -> None:
+        """Raise BadInput unless the file is as it was written; each is looked at once."""
+        if self._name(path) not in self._sound:
+            self.of(path)
+
+    def of(self, path: Path) -> str:
+        """The sha256 of a file now. Raises BadInput if it is not one that was written."""
+        try:
+            found = file_digest(path)
+        except OSError as error:
+            raise damaged(path, error) from error
+        if self.known(path) and found not in self.known(path):
+            self._written = None  # it may have been written just now, by another process
+            if found not in self.known(path):
+                raise damaged(path, "its bytes are not those that were written")
+        self._sound.add(self._name(path))
+        return found
+
+    def known(self, path: Path) -> set[str]:
+        """Every sha256 that a file was written with; none where nobody wrote it down, as earlier versions did not.
+
+        A kill may come between the line in shards.jsonl and the file's name, so the one before counts as well.
+        """
+        if self._written is None:
+            self._written, self.damaged = {}, []
+            for line in sealed_lines(self.path, self.damaged):
+                self._written.setdefault(line["path"], set()).add(line["sha256"])
+            for file in (file for entry in self._manifest().values() for file in entry.get("files", ())):
+                self._written.setdefault(file["path"], set()).add(file["sha256"])
+        return self._written.setdefault(self._name(path), set())
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self._folder))
+
+
+def damaged(path: Path, error: Exception | str) -> BadInput:
+    """What to say of a file that is not what was written."""
+    brief = " ".join(str(error).split())[:200]
+    remedy = "Remove it and give the command that made it again; its calls are in the journal."
+    return BadInput(str(path), f"a damaged shard ({brief})", "what cai wrote", remedy)
