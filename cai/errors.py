@@ -38,7 +38,8 @@ _UNWRITABLE = {
     errno.EPERM: ("a place that may not be written (not permitted)", *_CLOSED),
     errno.EROFS: ("a disk that may not be written (read-only)", *_CLOSED),
     errno.ENOENT: ("no such folder any more", "the one that was there", "Leave it alone while a command works there"),
-    errno.ENOTDIR: ("a file where a folder was", "the folder", "Move the file away"),
+    errno.ENOTDIR: ("a file where a folder belongs", "the folder", "Move the file away"),
+    errno.EEXIST: ("a file where a folder belongs", "the folder", "Move the file away"),
 }
 
 

@@ -190,6 +190,8 @@ async def _to_its_end(coroutine: Coroutine[Any, Any, None]) -> None:
         await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # looked at, or asyncio would complain of it; what ends the run is told already
         raise
 
 

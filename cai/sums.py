@@ -41,6 +41,9 @@ class Sums:
         """The sha256 of a file now. Raises BadInput if it is not one that was written."""
         try:
             found = file_digest(path)
+        except FileNotFoundError as error:
+            remedy = "Leave the folder alone while a command reads it, and give the command again."
+            raise BadInput(str(path), "no such file any more", "the one that was there", remedy) from error
         except OSError as error:
             raise damaged(path, error) from error
         if self.known(path) and found not in self.known(path):
