@@ -5,6 +5,7 @@ missing, its columns are misnamed, none of its rows can be used) is BadInput bef
 """
 
 import difflib
+import errno
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 
-from cai.errors import BadInput
+from cai.errors import BadInput, CannotWrite
 from cai.ids import digest, sample_row_id
 from cai.rows import Drop, Message, Pair, Row, is_text
 from cai.sources import LONGEST, Unreadable, kind_of, plain, read_records
@@ -236,16 +237,24 @@ class Counts:
     def add_new(self, texts: Sequence[str]) -> bool:
         """Add texts that differ, unless one of them is there already: then none is added."""
         there = "select 1 from texts where text = ?"
-        if len(texts) > 1 and any(self._file.execute(there, (_bytes(text),)).fetchone() for text in texts):
+        if len(texts) > 1 and any(self._run(there, text).fetchone() for text in texts):
             return False
-        added = "insert or ignore into texts values (?, 1)"
-        return all(self._file.execute(added, (_bytes(text),)).rowcount for text in texts)
+        return all(self._run("insert or ignore into texts values (?, 1)", text).rowcount for text in texts)
 
     def add(self, text: str) -> int:
         """How often it has been added by now."""
         added = "insert into texts values (?, 1) on conflict do update set times = times + 1 returning times"
-        (times,) = self._file.execute(added, (_bytes(text),)).fetchone()
+        (times,) = self._run(added, text).fetchone()
         return times
+
+    def _run(self, statement: str, text: str) -> sqlite3.Cursor:
+        """Raises CannotWrite where there is no room for the temporary file."""
+        try:
+            return self._file.execute(statement, (_bytes(text),))
+        except sqlite3.OperationalError as error:
+            full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+            place = "the folder for temporary files (TMPDIR)"
+            raise CannotWrite(place, OSError(errno.ENOSPC if full else errno.EIO, str(error))) from error
 
 
 def _bytes(text: str) -> bytes:

@@ -6,7 +6,8 @@ The kernel lets go of the lock when the process ends, however it ends: what a ki
 import fcntl
 import os
 import time
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # How long to wait for the holder to write down its pid, or for a folder that another process is just removing.
@@ -31,24 +32,41 @@ def take(path: Path) -> int:
         with suppress(FileNotFoundError):  # the folder was removed since: by whoever had made it for nothing
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if is_at(lock, path):
+            if _is_free(lock, path, deadline):
+                with _given_back_on_error(lock, path):
                     os.ftruncate(lock, 0)
                     os.pwrite(lock, str(os.getpid()).encode(), 0)
-                    return lock
-                os.close(lock)  # the file of a process that has just let go of it and removed it
-            except BlockingIOError:
-                pid = os.pread(lock, 32, 0).decode("ascii", "replace")
-                os.close(lock)
-                if _lives(pid) or time.monotonic() > deadline:
-                    raise Held(pid or "unknown") from None
-            except OSError:
-                os.close(lock)
-                raise
+                return lock
         if time.monotonic() > deadline:
             raise FileNotFoundError(2, "the folder comes and goes", str(path))
         time.sleep(0.005)
+
+
+def _is_free(lock: int, path: Path, deadline: float) -> bool:
+    """Whether the file is ours now. If not it is closed; raises Held if another process has it, and lives."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_at(lock, path):
+            return True
+        os.close(lock)  # the file of a process that has just let go of it and removed it
+    except BlockingIOError:
+        pid = os.pread(lock, 32, 0).decode("ascii", "replace")
+        os.close(lock)
+        if _lives(pid) or time.monotonic() > deadline:
+            raise Held(pid or "unknown") from None
+    except OSError:
+        os.close(lock)
+        raise
+    return False
+
+
+@contextmanager
+def _given_back_on_error(lock: int, path: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError:
+        let_go(lock, path, remove=True)
+        raise
 
 
 def is_at(lock: int, path: Path) -> bool:

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,24 @@ def sealed(record: Json, about: str = "") -> Json:
     return {**record, SEAL: _seal(record, about)}
 
 
-def unsealed(value: object, about: str = "") -> Json | None:
-    """The record without its seal; None if it is none, or not as it was sealed. Earlier versions wrote no seal."""
+def unsealed(value: object, older: Set[str], about: str = "") -> Json | None:
+    """The record without its seal; None if it is none, or not as it was sealed.
+
+    Earlier versions wrote no seal, and no names but those in `older`: with others, it is the seal that is damaged.
+    """
     if not isinstance(value, dict):
         return None
     record: Json = dict(value)
     seal = record.pop(SEAL, None)
     if seal is None:
-        return None if any(_looks_like_a_seal(name) for name in record) else record
+        return record if record.keys() <= older else None
     try:
         return record if seal == _seal(record, about) else None
     except ValueError:  # a number that JSON has none for
         return None
 
 
-def read_stages(path: Path, remedy: str) -> dict[str, Json]:
+def read_stages(path: Path, older: Set[str], remedy: str) -> dict[str, Json]:
     """The records of a file by stage; none without the file. Raises BadInput, with `remedy`, if it is damaged."""
     if not path.exists():
         return {}
@@ -43,7 +46,9 @@ def read_stages(path: Path, remedy: str) -> dict[str, Json]:
         value: Any = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise BadInput(str(path), f"a damaged file ({error})", "what cai wrote", remedy) from error
-    stages = {name: unsealed(one, name) for name, one in value.items()} if isinstance(value, dict) else {"": None}
+    stages = (
+        {name: unsealed(one, older, name) for name, one in value.items()} if isinstance(value, dict) else {"": None}
+    )
     for name, record in stages.items():
         if record is None:
             found = f"a damaged file (what it says of '{name}' is not what was written)" if name else "a damaged file"
@@ -67,7 +72,7 @@ def add_line(path: Path, record: Json) -> None:
             line = line[file.write(line) :]
 
 
-def sealed_lines(path: Path, damaged: list[str]) -> Iterator[Json]:
+def sealed_lines(path: Path, older: Set[str], damaged: list[str]) -> Iterator[Json]:
     """The sound records of a file of lines, if it is there; the places of the others are added to `damaged`."""
     if not path.exists():
         return
@@ -75,7 +80,7 @@ def sealed_lines(path: Path, damaged: list[str]) -> Iterator[Json]:
         if not line.strip():
             continue
         try:
-            record = unsealed(json.loads(line))
+            record = unsealed(json.loads(line), older)
         except (ValueError, RecursionError):
             record = None
         if record is not None:
@@ -86,8 +91,3 @@ def sealed_lines(path: Path, damaged: list[str]) -> Iterator[Json]:
 
 def _seal(record: Json, about: str) -> str:
     return digest([about, record])[:16]
-
-
-def _looks_like_a_seal(name: str) -> bool:
-    """Whether one flipped byte has made the seal's name this one: the record is not one of an earlier version then."""
-    return len(name) == len(SEAL) and sum(one != other for one, other in zip(name, SEAL, strict=True)) == 1

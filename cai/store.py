@@ -17,6 +17,7 @@ compared with the sha256 that it was written with: Parquet itself would let many
 """
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
@@ -34,6 +35,14 @@ from cai.ids import file_digest
 from cai.rows import SCHEMAS, Drop, as_turns
 from cai.seal import Json, add_line, read_stages, sealed_lines, write_stages
 from cai.sums import Sums, damaged
+
+# What the records of versions held that did not seal them yet.
+_OLDER_SETTINGS = frozenset({"settings", "models", "texts"})
+_OLDER_MANIFEST = _OLDER_SETTINGS | {"prompts", "versions", "counts", "cost", "files"}
+_OLDER_SESSION = frozenset({
+    "stage", "started", "seconds", "asked_calls", "reused_calls", "prompt_tokens", "cached_tokens",
+    "completion_tokens", "engine_restarts", "shortened_calls",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +145,7 @@ class Run:
     def settings(self) -> dict[str, Json]:
         """What each stage of the run belongs to; empty for a new run. Raises BadInput if that is damaged."""
         remedy = f"Restore it, or choose another --out, with --reuse {self.folder} to keep the calls."
-        return read_stages(self.folder / "settings.json", remedy)
+        return read_stages(self.folder / "settings.json", _OLDER_SETTINGS, remedy)
 
     def belong(self, stage: str, belongs: Json, copies: Mapping[str, str]) -> None:
         """Write down what a stage belongs to, then copies of the texts it uses, before its first row."""
@@ -251,9 +260,8 @@ class Run:
     def damaged_lines(self) -> list[str]:
         """The lines of shards.jsonl and sessions.jsonl that a kill has torn or somebody has changed."""
         places: list[str] = []
-        for name in ("shards.jsonl", "sessions.jsonl"):
-            for _ in sealed_lines(self.folder / name, places):
-                pass
+        for name, older in (("shards.jsonl", set[str]()), ("sessions.jsonl", _OLDER_SESSION)):
+            deque(sealed_lines(self.folder / name, older, places), maxlen=0)
         return places
 
     # Sessions and manifest
@@ -264,12 +272,13 @@ class Run:
 
     def sessions(self, stage: str) -> list[Json]:
         """The sessions of a stage; damaged lines are passed over, see `damaged_lines`."""
-        return [one for one in sealed_lines(self.folder / "sessions.jsonl", []) if one.get("stage") == stage]
+        lines = sealed_lines(self.folder / "sessions.jsonl", _OLDER_SESSION, [])
+        return [one for one in lines if one.get("stage") == stage]
 
     def manifest(self) -> dict[str, Json]:
         """The manifest by stage; empty if no stage has finished. Raises BadInput if it is damaged."""
         remedy = "Remove it and give the run's commands again; no finished call is asked again."
-        return read_stages(self.folder / "manifest.json", remedy)
+        return read_stages(self.folder / "manifest.json", _OLDER_MANIFEST, remedy)
 
     def write_manifest(self, stage: str, entry: Json | None) -> None:
         """Enter a finished stage, or with None take it out because it is being worked on again."""

@@ -60,7 +60,7 @@ class Sums:
         """
         if self._written is None:
             self._written, self.damaged = {}, []
-            for line in sealed_lines(self.path, self.damaged):
+            for line in sealed_lines(self.path, set(), self.damaged):
                 self._written.setdefault(line["path"], set()).add(line["sha256"])
             for file in (file for entry in self._manifest().values() for file in entry.get("files", ())):
                 self._written.setdefault(file["path"], set()).add(file["sha256"])

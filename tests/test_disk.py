@@ -15,87 +15,27 @@ from typing import Any
 
 import pytest
 
-from cai import export as exporting
 from cai import journal, stages
 from cai.engines import Request
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput, CaiError, CannotWrite
 from cai.export import KIND
 from cai.folder import refuse_other_files
-from cai.settings import ExportSettings, LabelSettings, ReviseSettings
-from cai.stages import export_stage, label_stage, revise_stage
+from cai.settings import ReviseSettings
+from cai.stages import revise_stage
 from tests.conftest import Quiet, table_bytes, write_jsonl
 from tests.faults import Disk
-
-Asked = list[str]
-ROWS = 2
+from tests.small import STAGES, Asked, answer_by_script, before, revise
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """The keys of the calls that the engine answers."""
-    keys: Asked = []
-
-    def answer(request: Request) -> Any:
-        keys.append(request.key("scripted"))
-        return derived_script(request)
-
-    monkeypatch.setattr(stages, "open_engine", lambda spec: ScriptedEngine(answer))
     monkeypatch.setattr(asyncio, "to_thread", _here)  # so that the n-th thing that is written is always the same
-    for module, name in ((stages, "load_constitution"), (stages, "load_templates"), (exporting, "load_constitution")):
-        monkeypatch.setattr(module, name, _once(getattr(module, name)))  # since these tests run the stages often
-    return keys
+    return answer_by_script(monkeypatch)
 
 
 async def _here(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
-
-
-def _once(load: Callable[..., Any]) -> Callable[..., Any]:
-    loaded: dict[str, Any] = {}
-
-    def load_once(*arguments: Any, **named: Any) -> Any:
-        texts = [Path(one).read_bytes() for one in arguments if isinstance(one, str) and Path(one).is_file()]
-        key = repr((texts or arguments, named))
-        return loaded[key] if key in loaded else loaded.setdefault(key, load(*arguments, **named))
-
-    return load_once
-
-
-def revise(folder: Path) -> None:
-    """Two shards' worth of rows, one of them a drop."""
-    prompts = folder.parent / "prompts.jsonl"
-    if not prompts.exists():
-        records = [{"id": f"r{n}", "prompt": f"question {n}"} for n in range(ROWS)]
-        write_jsonl(prompts, [*records, {"id": "bad", "prompt": ""}])
-    settings = ReviseSettings(
-        prompts=str(prompts), out=str(folder / "run"), engine="scripted", shard_rows=2, rounds=1, gate="off",
-        rows_in_flight=1, revision_tries=1, principles="one",
-    )  # fmt: skip
-    asyncio.run(revise_stage(settings, Quiet()))
-
-
-def label(folder: Path) -> None:
-    settings = LabelSettings(run=str(folder / "run"), engine="scripted", judge_principles=1, rows_in_flight=1)
-    asyncio.run(label_stage(settings, Quiet()))
-
-
-def export(folder: Path) -> None:
-    settings = ExportSettings(run=str(folder / "run"), out=str(folder / "set"))
-    asyncio.run(export_stage(settings, Quiet()))
-
-
-STAGES: dict[str, Callable[[Path], None]] = {"revise": revise, "label": label, "export": export}
-
-
-def before(stage: str, folder: Path) -> Path:
-    """A folder in which all stages before this one are finished."""
-    folder.mkdir()
-    for name, run in STAGES.items():
-        if name == stage:
-            return folder
-        run(folder)
-    raise KeyError(stage)
 
 
 def journaled(folder: Path) -> set[str]:
@@ -128,6 +68,7 @@ def test_wherever_the_disk_fills_up_the_place_is_named_and_the_same_command_goes
         assert str(folder) in str(told.value) and ": found no space left on the disk, expected room" in str(told.value)
         assert table_bytes(folder).items() <= wanted.items(), f"at {last} a file has its name and is not finished"
         assert not scratch(folder), last
+        assert (folder / "run" / "settings.json").exists() or not (folder / "run").exists(), last
         refuse_other_files(folder / "set", KIND)
         with Disk(folder).full_after(1 << 60):
             STAGES[stage](folder)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cai.errors import BadInput
-from cai.inputs import Prompts
+from cai.errors import BadInput, CannotWrite
+from cai.inputs import Counts, Prompts
 from cai.rows import Drop, Message, Row
 from tests.conftest import write_jsonl
 
@@ -254,3 +254,11 @@ def test_whatever_a_record_holds_it_becomes_rows_or_one_drop_and_its_text_is_unc
         texts = [said] if isinstance(said, str) else [turn["content"] for turn in said]
         assert [turn.content for turn in item.prompt] == texts
         json.loads(item.extra)
+
+
+def test_a_full_disk_for_temporary_files_is_named():
+    counts = Counts()
+    counts._file.execute("pragma max_page_count = 3")
+    with pytest.raises(CannotWrite, match=r"temporary files \(TMPDIR\): found no space left on the disk"):
+        for number in range(1000):
+            counts.add(f"text {number}")
