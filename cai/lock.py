@@ -3,6 +3,7 @@
 The kernel lets go of the lock when the process ends, however it ends: what a killed one left is taken over.
 """
 
+import errno
 import fcntl
 import os
 import time
@@ -10,8 +11,10 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# How long to wait for the holder to write down its pid, or for a folder that another process is just removing.
-_PATIENCE_SECONDS = 2.0
+# How often to look again, and how long between, where the holder has not written down its pid yet, or is just removing
+# the folder. Counted, not timed: a machine with too much to do may stop either process for seconds.
+_TRIES = 100
+_PAUSE_SECONDS = 0.02
 
 
 class Held(Exception):
@@ -27,23 +30,21 @@ def take(path: Path) -> int:
 
     Raises Held if another process has it, OSError if it cannot be made or written.
     """
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
+    for left in reversed(range(_TRIES)):
         with suppress(FileNotFoundError):  # the folder was removed since: by whoever had made it for nothing
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            if _is_free(lock, path, deadline):
+            if _is_free(lock, path, is_last_try=left == 0):
                 with _given_back_on_error(lock, path):
                     os.ftruncate(lock, 0)
                     os.pwrite(lock, str(os.getpid()).encode(), 0)
                 return lock
-        if time.monotonic() > deadline:
-            raise FileNotFoundError(2, "the folder comes and goes", str(path))
-        time.sleep(0.005)
+        time.sleep(_PAUSE_SECONDS)
+    raise FileNotFoundError(errno.ENOENT, "the folder comes and goes", str(path))
 
 
-def _is_free(lock: int, path: Path, deadline: float) -> bool:
-    """Whether the file is ours now. If not it is closed; raises Held if another process has it, and lives."""
+def _is_free(lock: int, path: Path, is_last_try: bool) -> bool:
+    """Whether the file is ours now. If not it is closed. Raises Held if a process that lives has it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if is_at(lock, path):
@@ -52,7 +53,7 @@ def _is_free(lock: int, path: Path, deadline: float) -> bool:
     except BlockingIOError:
         pid = os.pread(lock, 32, 0).decode("ascii", "replace")
         os.close(lock)
-        if _lives(pid) or time.monotonic() > deadline:
+        if _lives(pid) or is_last_try:
             raise Held(pid or "unknown") from None
     except OSError:
         os.close(lock)
