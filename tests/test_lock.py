@@ -13,15 +13,17 @@ import pytest
 
 from cai import lock
 from cai.errors import BadInput
-from cai.folder import new_folder
-from cai.store import Run
-from tests.conftest import table_bytes, write_jsonl
+from cai.export import KIND
+from cai.folder import new_folder, refuse_other_files
+from cai.store import Run, open_run
+from tests.conftest import write_jsonl
 
 # Processes that have loaded everything and begin at the same moment. An export lingers, so that all of them meet it.
 TOGETHER = """
 import os, sys, time
-import datasets, datasketch, sklearn.linear_model
 import cai.cli, cai.export
+if "export" in sys.argv:
+    import datasets, datasketch, sklearn.linear_model
 written = cai.export.card
 cai.export.card = lambda *given: time.sleep(1.5) or written(*given)
 gate, start = os.pipe()
@@ -72,11 +74,11 @@ def test_of_eight_processes_on_one_folder_one_works_and_seven_are_told_its_pid(t
                 f"a folder that process {worker} is writing, expected a free one. Wait for it, or choose another --out."
             )
         assert refused == [(2, f"cai: --out {out}: found {told}")] * 7
-    before = table_bytes(tmp_path)
-    for command in (["revise", "p.jsonl", "--out", "run", *engine], ["label", "run", *engine]):
-        ((_, code, said),) = together(tmp_path, 1, *command)
-        assert code == 0 and "the model is not asked anything" in said
-    assert table_bytes(tmp_path) == before
+    for stage, rows in (("revise", 12), ("label", 12)):
+        run = open_run(str(tmp_path / "run"))
+        run.check_files(stage)
+        assert run.manifest()[stage]["counts"]["read"] == rows and run.damaged_lines() == []
+    refuse_other_files(tmp_path / "set", KIND)
     assert not [path for path in tmp_path.rglob("*") if ".cai-" in path.name or path.name.endswith(".tmp")]
 
 
@@ -128,25 +130,34 @@ def test_a_holder_elsewhere_is_named_after_a_moment(tmp_path: Path):
     assert time.monotonic() - begun < 10
 
 
-def test_a_folder_that_its_maker_is_just_removing_is_made_again(tmp_path: Path):
-    for _ in range(20):
-        first = Run(tmp_path / "run")
-        first.__enter__()
-        leaving = threading.Thread(target=first.__exit__, args=(None, None, None))
-        second: list[int] = []
-        entering = threading.Thread(target=lambda into=second: into.append(_take(tmp_path / "run" / ".lock")))
-        entering.start()
-        leaving.start()
-        leaving.join()
-        entering.join()
-        assert lock.is_at(second[0], tmp_path / "run" / ".lock")
-        lock.let_go(second[0], tmp_path / "run" / ".lock", remove=True)
-        (tmp_path / "run").rmdir()
+def test_a_lock_of_a_file_that_its_holder_has_just_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, real, left = tmp_path / "run" / ".lock", fcntl.flock, [path_gone, folder_gone]
+
+    def just_before(file: int, how: int) -> None:
+        if left:
+            left.pop()(path)
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", just_before)
+    held = lock.take(path)
+    assert not left and lock.is_at(held, path)
+    lock.let_go(held, path, remove=True)
+    assert not path.exists()
 
 
-def _take(path: Path) -> int:
-    while True:
-        try:
-            return lock.take(path)
-        except lock.Held:
-            continue
+def path_gone(path: Path) -> None:
+    path.unlink()
+
+
+def folder_gone(path: Path) -> None:
+    path.unlink()
+    path.parent.rmdir()
+
+
+def test_the_lock_of_another_process_is_not_removed_with_ones_own(tmp_path: Path):
+    path = tmp_path / ".lock"
+    held = lock.take(path)
+    path.unlink()
+    path.write_text("another's")
+    lock.let_go(held, path, remove=True)
+    assert path.read_text() == "another's"
