@@ -133,6 +133,27 @@ def test_a_server_that_is_restarted_is_waited_for_and_the_log_says_so_once(
     assert away.endswith("). Its calls wait for it, each up to 10 s.") and back == f"{one.url}/v1 answers again."
 
 
+def test_a_gateway_that_lists_models_with_no_server_behind_it_is_waited_for_by_the_last_call_too(serve: Serve):
+    one = serve(lambda body, n: well(body, n) if n == 1 or n > 10 else (503, "no backend"))
+
+    async def go() -> Completion:
+        async with open_engine(spec(one, retries=1)) as engine:
+            await engine.complete(call("r0"))
+            return await engine.complete(call())
+
+    assert asyncio.run(go()).text == "hi there"
+
+
+def test_a_server_that_recovers_when_the_harmless_call_comes_is_asked_once_more(serve: Serve):
+    def behave(body: dict[str, Any], n: int) -> Answer:
+        recovered.append(body["messages"][-1]["content"] == "Hello")
+        return (200, chat()) if any(recovered) else BOOM
+
+    recovered: list[bool] = []
+    assert ask(serve(behave), retries=2)[0].text == "hi there"
+    assert recovered == [False, False, False, True, False]
+
+
 def test_a_refused_connection_is_waited_for_up_to_the_deadline(serve: Serve, log: Callable[[], list[str]]):
     one = serve()
     again: list[Server] = []
@@ -212,7 +233,7 @@ def test_a_bad_endpoint_is_taken_out_and_its_calls_are_answered_by_the_other(
     bad, good = serve(), serve(named("good"))
 
     async def go() -> tuple[list[Completion], int, int]:
-        async with open_engine(spec(bad, good, retries=3, timeout_seconds=0.3)) as engine:
+        async with open_engine(spec(bad, good, retries=3, timeout_seconds=0.7 if way == HANGS else 9.0)) as engine:
             while not bad.calls:
                 await engine.complete(call(f"r{len(good.calls)}"))
             slots = engine.slots

@@ -117,19 +117,24 @@ class ServerEngine:
                     try:
                         answer = await self._try(turn, request)
                     except Fault as fault:
-                        wait = self._pause_after(call, turn, fault)
+                        call.fault, pause = fault, self._pause_after(call, turn, fault)
                     else:
                         self._blamed = 0
                         return answer
                     finally:
                         self._endpoints.give_back(turn)
-                    if wait is None:
-                        what = str(call.fault)
-                        break
-                    await asyncio.sleep(wait)
+                    await asyncio.sleep(pause)
+                    if call.tries > self._spec.retries and self._nowhere_else(call):
+                        self._refuse_if_blamed(call, str(call.fault))
+                        # The server may have come back just now: if it answers again, the call has one more try.
+                        call.proven = call.blamed and await self._answers_a_harmless_call(call.failed_at)
+                        if not call.proven and call.fault.kind in ("silent", "failing"):
+                            raise self._end(str(call.fault)) from call.fault
         except TimeoutError:
             what = f"no answer within {self._spec.deadline_seconds:g} s" + (f" ({call.fault})" if call.fault else "")
-        raise await self._verdict(call, what) from call.fault
+        call.proven = call.proven or (call.blamed and await self._answers_a_harmless_call(call.failed_at))
+        self._refuse_if_blamed(call, what)
+        raise self._end(what) from call.fault
 
     async def _try(self, turn: Turn, request: Request) -> Completion:
         """One try at one endpoint. Raises Fault if it is not answered, RequestRefused, EngineGaveUp."""
@@ -216,42 +221,48 @@ class ServerEngine:
 
     # What a failed try leads to
 
-    def _pause_after(self, call: "_Call", turn: Turn, fault: Fault) -> float | None:
-        """The seconds until the call's next try; None if there is none."""
-        call.fault, call.blamed = fault, self._endpoints.fails(turn, fault)
+    def _pause_after(self, call: "_Call", turn: Turn, fault: Fault) -> float:
+        """The seconds until the call's next try. Raises EngineGaveUp if a server asks for more than a call may take."""
+        call.blamed = self._endpoints.fails(turn, fault)
         call.failed_at[turn.endpoint] += 1
         call.tries += call.blamed
-        ready = self._endpoints.ready()
-        if any(one not in call.failed_at for one in ready):
+        if not self._nowhere_else(call):
             return 0.0
-        ends = call.begun + self._spec.deadline_seconds
-        told_to_wait = fault.retry_after or 0.0
-        asked_to_wait_too_long = told_to_wait >= self._spec.deadline_seconds and self._endpoints.soonest() > ends
-        if call.tries > self._spec.retries or asked_to_wait_too_long:
-            return None
-        if told_to_wait and not ready:
-            return 0.0  # whoever takes the next turn waits for as long as the server has said
+        told, deadline = fault.retry_after or 0.0, self._spec.deadline_seconds
+        if told >= deadline and self._endpoints.soonest() > call.begun + deadline:
+            raise self._end(str(fault)) from fault
+        if call.tries > self._spec.retries or (told and not self._endpoints.ready()):
+            return 0.0  # there is no other try, or whoever takes the next turn waits for as long as the server has said
         doubled = FIRST_BACKOFF_SECONDS * 2 ** (call.failed_at.total() - 1)
         return min(doubled, LONGEST_BACKOFF_SECONDS) * random.uniform(0.5, 1.0)
 
-    async def _verdict(self, call: "_Call", what: str) -> Exception:
-        """Whose fault a call's last failure was: the call's, if others are answered meanwhile, else the server's.
+    def _nowhere_else(self, call: "_Call") -> bool:
+        """Whether the call has failed at every endpoint that may be asked now."""
+        return all(one in call.failed_at for one in self._endpoints.ready())
+
+    def _refuse_if_blamed(self, call: "_Call", what: str) -> None:
+        """Raise RequestRefused if it is the call that fails, and not the server: others are answered meanwhile.
 
         A row is dropped only for what is wrong with the row; a server in trouble ends the run, which can go on later.
         """
-        if call.blamed:
-            if self._endpoints.answered > call.answered_before:
-                return RequestRefused(f"the server kept failing on this call while it answered others: {what}")
-            # Nobody else has been waiting for an answer, perhaps: this may be all that is left of the run.
-            if self._blamed < MOST_BLAMED and await self._answers_a_harmless_call(call.failed_at):
-                self._blamed += 1
-                return RequestRefused(f"the server kept failing on this call and answers a harmless one: {what}")
+        if call.blamed and self._endpoints.answered > call.answered_before:
+            raise RequestRefused(f"the server kept failing on this call while it answered others: {what}")
+        if call.blamed and call.proven and self._blamed < MOST_BLAMED:
+            self._blamed += 1
+            raise RequestRefused(f"the server kept failing on this call and answers a harmless one: {what}")
+
+    def _end(self, what: str) -> EngineGaveUp:
         count = len(self._endpoints.all)
         who = f"None of the {count} endpoints answers" if count > 1 else f"{self._endpoints.all[0].url} does not answer"
         return EngineGaveUp(f"{who} any more: {what}. The same command goes on later, also with another --endpoint.")
 
     async def _answers_a_harmless_call(self, endpoints: Iterable[Endpoint]) -> bool:
-        """Whether one of the endpoints at which a call has failed answers another; it is given some tries too."""
+        """Whether one of the endpoints at which a call has failed answers another; it is given some tries too.
+
+        Perhaps nobody else waits for an answer: that call may be all that is left of the run.
+        """
+        if self._blamed >= MOST_BLAMED:
+            return False
         harmless = Request("probe", "", (Message("user", "Hello"),), Sampling(1, 0.0), 0)
         with suppress(TimeoutError):
             async with asyncio.timeout(HARMLESS_SECONDS):
@@ -269,12 +280,14 @@ class ServerEngine:
 class _Call:
     """How a call has fared so far. `tries` are the failed ones that count, `blamed` says whether the last one did.
 
-    `answered_before` is what all endpoints had answered when the last try began.
+    `answered_before` is what all endpoints had answered when the last try began; `proven` says that just before it the
+    server has answered a harmless call.
     """
 
     begun: float = field(default_factory=time.monotonic)
     failed_at: Counter[Endpoint] = field(default_factory=Counter[Endpoint])
     tries: int = 0
     blamed: bool = True
+    proven: bool = False
     fault: Fault | None = None
     answered_before: int = 0
