@@ -17,6 +17,7 @@ import pytest
 
 from cai.engines import Completion, Engine, Request, Sampling, Spec, endpoints, open_engine
 from cai.engines.endpoints import Endpoints
+from cai.engines.faults import Fault
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
 from cai.ids import digest
 from cai.rows import Message
@@ -402,6 +403,20 @@ def test_rows_that_come_one_by_one_are_spread_by_their_names():
         return taken
 
     assert asyncio.run(go()) == {"a", "b"}
+
+
+def test_what_a_dying_server_still_had_in_its_pipe_does_not_bring_it_back():
+    async def go() -> None:
+        both = board("a", "b")
+        early, late = (await both.take("r1", {}), await both.take("r1", {}))
+        both.take_out(early.endpoint, Fault("gone", "dead"))
+        both.answers(early)
+        assert both.live == 1
+        await asyncio.sleep(0.06)
+        both.answers(late)
+        assert both.live == 2, "its pause is over, and it answers"
+
+    asyncio.run(go())
 
 
 def test_only_so_many_rows_are_remembered(monkeypatch: pytest.MonkeyPatch):

@@ -108,7 +108,8 @@ class Endpoints:
     def answers(self, turn: Turn, refused: bool = False) -> None:
         """The endpoint has answered, or with `refused` has said what is wrong with the call: it lives either way."""
         endpoint = turn.endpoint
-        if endpoint.out:
+        # What a dying server still had in its pipe comes before its pause is over, and is no sign of life.
+        if endpoint.out and (turn.trial or time.monotonic() >= endpoint.until):
             log.warning("%s answers again.", endpoint.url)
             endpoint.out, endpoint.until, endpoint.pause = False, 0.0, 0.0
         endpoint.failed = 0
