@@ -38,10 +38,11 @@ from cai.journal import Journal, Tally
 from cai.label import Judging, judge
 from cai.rows import Label, Message, Pair
 from cai.runner import InFlight
+from cai.sandbox import fence
 from cai.scores import rate
 from cai.settings import CalibrateSettings, load_settings
 from cai.store import Json
-from cai.templates import JUDGE, Templates, fence, load_templates
+from cai.templates import JUDGE, Templates, load_templates
 
 # How the answers are shown, the shipped form first.
 FORMS = {

@@ -22,7 +22,8 @@ from cai.errors import RequestRefused
 from cai.gold import CHOSEN, REJECTED
 from cai.label import Judging, Rule
 from cai.rows import Message
-from cai.templates import JUDGE, fence, load_templates
+from cai.sandbox import fence
+from cai.templates import JUDGE, load_templates
 from cai.texts import phrases
 from tests.conftest import Recorder
 
