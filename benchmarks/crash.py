@@ -2,39 +2,56 @@
 
     python -m benchmarks.crash --kills 200 --seed 0
 
-Each stage (`cai revise`, `cai label`, `cai export`) is a process of its own, with a scripted engine that writes each
-call it is asked to a ledger outside the run. SIGKILL comes at a moment drawn from the stage's own duration; a stage
-that ends before is done, and when all three are, the next round begins in an empty folder, until there were so many
-kills. After each kill every Parquet file that can be read as data is compared with the unbroken run's, byte by byte.
+Each stage (`cai revise`, `cai label`, `cai export`, and an export with other settings that replaces it) is a process of
+its own, with a scripted engine that writes each call that it is asked, and each that it has answered, to files outside
+the run. SIGKILL comes at a moment drawn from the time for which the stage holds its folder, not from the time in which
+it loads its libraries and writes nothing. A stage that ends before is done; one that was killed three times is let be.
+When all are done the next round begins in an empty folder, until there were so many kills.
+
+After each kill, and at the end of each stage:
+- every file of the run that a reader takes for data is, byte by byte, the unbroken run's;
+- the dataset's folder is not there, or holds one of the two datasets whole;
+- every other file has a scratch name, which begins with a dot;
+- every call that was answered is in the journal, but for the one that was being written.
 
 `repeated_calls` are calls asked again although the journal had them at an earlier kill; `in_flight_calls` those that a
-kill cost, asked and not yet journaled. `lost_rows` are rows of the unbroken run that a broken one has not, in the end.
+kill cost, asked and not yet answered. `lost_rows` are rows of the unbroken run that a broken one has not, in the end.
 The command exits 1 if anything was lost, repeated or different.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
+from benchmarks.forks import Forks
 from benchmarks.runs import write_prompts
 
+ENGINE = ["--engine", "scripted", "--model", "script.yaml", "--slots", "8"]
 STAGES = {
-    "revise": ["revise", "prompts.jsonl", "--out", "run", "--shard-rows", "16"],
-    "label": ["label", "run"],
+    "revise": ["revise", "prompts.jsonl", "--out", "run", "--shard-rows", "16", *ENGINE],
+    "label": ["label", "run", "--judge-principles", "2", *ENGINE],
     "export": ["export", "run", "--out", "set"],
+    "replace": ["export", "run", "--out", "set", "--test-share", "0.5"],
 }
-ENGINE = ["--engine", "scripted", "--model", "script.yaml"]
+LOCKS = {"revise": "run/.lock", "label": "run/.lock", "export": ".set.cai-lock", "replace": ".set.cai-lock"}
+OURS = {"prompts.jsonl", "script.yaml", "asked.txt", "answered.txt", "log.txt"}
+# An export begins anew each time, so it would hardly ever get to its end.
+KILLS_OF_A_STAGE = 3
+
+Files = dict[str, bytes]
 
 
 @dataclass(slots=True)
@@ -42,11 +59,29 @@ class Tally:
     """What the kills came to; `faults` says what went wrong, and where."""
 
     kills: int = 0
+    rounds: int = 0
     kills_by_stage: Counter[str] = field(default_factory=Counter[str])
     lost_rows: int = 0
     repeated_calls: int = 0
     in_flight_calls: int = 0
     faults: list[str] = field(default_factory=list[str])
+
+    def good(self) -> bool:
+        return not (self.faults or self.lost_rows or self.repeated_calls)
+
+
+@dataclass(frozen=True, slots=True)
+class Unbroken:
+    """The run that nobody touched: its files, the two datasets, and how long each stage held its folder."""
+
+    folder: Path
+    run: Files
+    sets: tuple[Files, ...]
+    seconds: dict[str, float]
+
+
+class StageFailed(Exception):
+    """A stage that nobody killed ended with an error."""
 
 
 def main() -> None:
@@ -56,107 +91,190 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=96)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        tally, rounds = _crash(Path(folder), options.kills, options.rows, options.seed)
+        tally = crash(
+            Path(folder), options.kills, options.rows, options.seed, lambda said: print(said, file=sys.stderr)
+        )
     print("\n".join(tally.faults), file=sys.stderr)
-    figures = {name: getattr(tally, name) for name in ("kills", "lost_rows", "repeated_calls", "in_flight_calls")}
-    identical = not tally.faults
-    by_stage = dict(tally.kills_by_stage)
-    print(json.dumps({**figures, "identical": identical, "rounds": rounds, "kills_by_stage": by_stage}))
-    sys.exit(0 if identical and not tally.lost_rows and not tally.repeated_calls else 1)
+    names = ("kills", "lost_rows", "repeated_calls", "in_flight_calls", "rounds")
+    figures = {name: getattr(tally, name) for name in names}
+    print(json.dumps({**figures, "identical": not tally.faults, "kills_by_stage": dict(tally.kills_by_stage)}))
+    sys.exit(0 if tally.good() else 1)
 
 
-def _crash(folder: Path, kills: int, rows: int, seed: int) -> tuple[Tally, int]:
-    chance, tally, rounds = random.Random(seed), Tally(), 0
-    unbroken = folder / "unbroken"
-    _prepare(unbroken, rows, seed)
+def crash(folder: Path, kills: int, rows: int, seed: int, say: Callable[[str], None]) -> Tally:
+    """Rounds of kills in folders below `folder`, until there were so many, or something went wrong."""
+    chance, tally = random.Random(seed), Tally()
+    with Forks() as forks:
+        unbroken = _unbroken(forks, folder / "unbroken", rows, seed)
+        while tally.kills < kills and not tally.faults:
+            broken = folder / f"broken-{tally.rounds}"
+            _prepare(broken, rows, seed)
+            try:
+                _round(forks, broken, unbroken, kills, chance, tally, say)
+            except StageFailed as error:
+                tally.faults.append(f"round {tally.rounds}: {error}")
+            tally.rounds += 1
+    return tally
+
+
+def _unbroken(forks: Forks, folder: Path, rows: int, seed: int) -> Unbroken:
+    _prepare(folder, rows, seed)
     seconds: dict[str, float] = {}
+    sets: list[Files] = []
     for stage in STAGES:
+        pid = forks.start(folder, STAGES[stage])
+        _wait_for_its_lock(forks, pid, folder / LOCKS[stage])
         begun = time.monotonic()
-        _start(unbroken, stage).wait()
+        _expect(forks.ended(pid), stage, folder)
         seconds[stage] = time.monotonic() - begun
-    wanted = _tables(unbroken)
-    while tally.kills < kills:
-        broken = folder / f"broken-{rounds}"
-        _prepare(broken, rows, seed)
-        journaled: set[str] = set()
-        for stage in STAGES:
-            done = False
-            while not done:
-                moment = chance.uniform(0, seconds[stage]) if tally.kills < kills else None
-                before = len(_ledger(broken))
-                done = _run(broken, stage, moment)
-                asked = _ledger(broken)[before:]
-                tally.repeated_calls += sum(key in journaled for key in asked)
-                journaled = _journaled(broken)
-                if not done:
-                    tally.kills += 1
-                    tally.kills_by_stage[stage] += 1
-                    tally.in_flight_calls += len(set(asked) - journaled)
-                _compare(broken, wanted, f"round {rounds}, {stage}, kill {tally.kills}", tally)
-            print(f"round {rounds}, {stage}: {tally.kills} kills", file=sys.stderr)
-        found = _tables(broken)
-        missing = wanted.keys() - found.keys()
-        tally.faults += [f"round {rounds}: {name} is missing" for name in sorted(missing)]
-        tally.lost_rows += max(0, _rows(unbroken) - _rows(broken))
-        rounds += 1
-    return tally, rounds
+        if stage in ("export", "replace"):
+            sets.append(_dataset(folder))
+    return Unbroken(folder, _tables(folder), tuple(sets), seconds)
+
+
+def _round(
+    forks: Forks, broken: Path, unbroken: Unbroken, kills: int, chance: random.Random, tally: Tally,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Every stage to its end, killed on the way."""
+    journaled: set[str] = set()
+    for stage in STAGES:
+        done, spare = False, KILLS_OF_A_STAGE
+        while not done:
+            moment = chance.uniform(0, unbroken.seconds[stage]) if tally.kills < kills and spare else None
+            before = len(_calls(broken / "asked.txt"))
+            done = _run(forks, broken, stage, moment)
+            asked = _calls(broken / "asked.txt")[before:]
+            tally.repeated_calls += sum(key in journaled for key in asked)
+            journaled = _journaled(broken)
+            place = f"round {tally.rounds}, {stage}, after kill {tally.kills}"
+            if not done:
+                spare -= 1
+                tally.kills += 1
+                tally.kills_by_stage[stage] += 1
+                place = f"round {tally.rounds}, {stage}, kill {tally.kills} at {moment:.3f} s"
+                answered = set(_calls(broken / "answered.txt"))
+                tally.in_flight_calls += len(set(asked) - answered)
+                if len(answered - journaled) > 1:
+                    lost = len(answered - journaled)
+                    tally.faults.append(f"{place}: {lost} calls that were answered are not in the journal")
+            tally.faults += [f"{place}: {fault}" for fault in _look(broken, unbroken)]
+        say(f"round {tally.rounds}, {stage}: {tally.kills} kills")
+    missing = unbroken.run.keys() - _tables(broken).keys()
+    tally.faults += [f"round {tally.rounds}: {name} is missing" for name in sorted(missing)]
+    tally.faults += [f"round {tally.rounds}: {fault}" for fault in _end(broken, unbroken)]
+    tally.lost_rows += (_rows(unbroken.folder) - _rows(broken)).total()
 
 
 def _prepare(folder: Path, rows: int, seed: int) -> None:
     write_prompts(folder, rows, seed)
-    (folder / "script.yaml").write_text("latency_seconds: 0.01\nledger: ledger.txt\n")
+    (folder / "script.yaml").write_text("latency_seconds: 0.01\nledger: asked.txt\nanswered: answered.txt\n")
 
 
-def _start(folder: Path, stage: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "cai", *STAGES[stage], *(ENGINE if stage != "export" else [])]
-    with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+def _run(forks: Forks, folder: Path, stage: str, moment: float | None) -> bool:
+    """Run a stage, and kill it at that moment after it has taken its folder; None lets it be. Whether it ended."""
+    pid = forks.start(folder, STAGES[stage])
+    if moment is not None:
+        _wait_for_its_lock(forks, pid, folder / LOCKS[stage])
+    code = forks.ended(pid, moment)
+    if code is None:
+        os.kill(pid, signal.SIGKILL)
+        code = forks.ended(pid)
+    if code != -signal.SIGKILL:
+        _expect(code, stage, folder)
+    return code != -signal.SIGKILL
 
 
-def _run(folder: Path, stage: str, moment: float | None) -> bool:
-    """Run a stage, and kill it at that moment; None lets it be. Whether it ended by itself."""
-    process = _start(folder, stage)
-    try:
-        code = process.wait(timeout=moment)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return False
-    if code:
-        raise SystemExit(f"cai {stage} ended with {code}:\n{(folder / 'log.txt').read_text()[-3000:]}")
-    return True
+def _wait_for_its_lock(forks: Forks, pid: int, lock: Path) -> None:
+    while forks.ended(pid, 0) is None:
+        try:
+            if lock.read_text() == str(pid):
+                return
+        except OSError:
+            pass
+        time.sleep(0.001)
 
 
-def _files(folder: Path) -> list[Path]:
-    """Every Parquet file that a reader would take for data, of run and dataset."""
-    return [file for part in ("run", "set") for file in (folder / part).rglob("*.parquet")]
+def _expect(code: int | None, stage: str, folder: Path) -> None:
+    if code != 0:
+        raise StageFailed(f"cai {stage} ended with {code}:\n{(folder / 'log.txt').read_text()[-3000:]}")
 
 
-def _tables(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in _files(folder)}
+# What is there
 
 
-def _compare(folder: Path, wanted: dict[str, bytes], place: str, tally: Tally) -> None:
-    for name, content in _tables(folder).items():
-        if content != wanted.get(name):
-            tally.faults.append(f"{place}: {name} is not what the unbroken run has")
+def _look(broken: Path, unbroken: Unbroken) -> list[str]:
+    """What is wrong with the files as a kill has left them."""
+    faults = [
+        f"{name} is not what the unbroken run has"
+        for name, content in _tables(broken).items()
+        if content != unbroken.run.get(name)
+    ]
+    if _dataset(broken) not in ({}, *unbroken.sets):
+        faults.append("the dataset's folder holds neither of the two datasets whole")
+    for path in (path for path in broken.rglob("*") if path.is_file()):
+        name = path.relative_to(broken).as_posix()
+        known = name in OURS or name.startswith("set/") or name in unbroken.run or (unbroken.folder / name).is_file()
+        if not known and not any(part.startswith(".") for part in Path(name).parts):
+            faults.append(f"{name} is left, which the unbroken run has not")
+    return faults
 
 
-def _rows(folder: Path) -> int:
-    return sum(pq.read_metadata(file).num_rows for file in _files(folder))
+def _end(broken: Path, unbroken: Unbroken) -> list[str]:
+    """What is wrong with a round that is done."""
+    faults = [f"{path.name} is left" for path in broken.rglob("*") if path.name.endswith(".tmp")]
+    faults += [f"{path.name} is left" for path in broken.glob(".set.cai-*")]
+    if _dataset(broken) != unbroken.sets[-1]:
+        faults.append("the dataset is not the unbroken run's")
+    told, wanted = (json.loads((folder / "run" / "manifest.json").read_text()) for folder in (broken, unbroken.folder))
+    for stage in ("revise", "label"):
+        for name in ("counts", "files", "settings", "models", "texts"):
+            if told[stage][name] != wanted[stage][name]:
+                faults.append(f"the manifest's {name} of cai {stage} are not the unbroken run's")
+    return faults
 
 
-def _ledger(folder: Path) -> list[str]:
-    """The keys of the calls that the engine was asked, in their order."""
-    path = folder / "ledger.txt"
-    return [line.split()[-1] for line in path.read_text().splitlines()] if path.exists() else []
+def _tables(folder: Path) -> Files:
+    """Every Parquet file of the run that a reader would take for data, whatever folder it lies in."""
+    run = folder / "run"
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in run.rglob("*.parquet")}
+
+
+def _dataset(folder: Path) -> Files:
+    """What lies in the dataset's folder, but for the digest of the run's manifest, in which times stand."""
+    paths = [path for path in (folder / "set").rglob("*") if path.is_file()]
+    files = {path.relative_to(folder / "set").as_posix(): path.read_bytes() for path in paths}
+    if {"manifest.json", "README.md"} <= files.keys():
+        manifest: Any = json.loads(files["manifest.json"])
+        (card,) = [file for file in manifest["files"] if file["path"] == "README.md"]
+        if card["sha256"] == hashlib.sha256(files["README.md"]).hexdigest():
+            card["sha256"], run = None, manifest["run"].pop("manifest_sha256")
+            files["README.md"] = files["README.md"].replace(run[:12].encode(), b"")
+            files["manifest.json"] = json.dumps(manifest, sort_keys=True).encode()
+    return files
+
+
+def _rows(folder: Path) -> Counter[tuple[str, str]]:
+    """The rows of every table, by the table and what they are called."""
+    found: Counter[tuple[str, str]] = Counter()
+    for path in (folder / "run").rglob("*.parquet"):
+        schema = pq.read_schema(path).names
+        names = [name for name in ("row_id", "pair_id", "principle_id", "order") if name in schema]
+        found.update((path.parent.name, str(row)) for row in pq.read_table(path, columns=names).to_pylist())
+    return found
+
+
+def _calls(path: Path) -> list[str]:
+    """The keys of the calls in one of the engine's files, in their order; a torn last line has none."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [line.split()[-1] for line in lines]
 
 
 def _journaled(folder: Path) -> set[str]:
     """The keys of the calls that the journal has; a torn last line has none."""
     keys: set[str] = set()
     for segment in (folder / "run" / "journal").glob("*.jsonl"):
-        for line in segment.read_text(errors="replace").splitlines():
+        for line in segment.read_text(errors="replace").split("\n"):
             try:
                 keys.add(json.loads(line.partition(" ")[2])["key"])
             except ValueError:

@@ -1,5 +1,10 @@
 """cai: a Constitutional AI data pipeline. Start reading at `cai/revise.py`, beside Bai et al. 2022."""
 
-from importlib.metadata import version
 
-__version__ = version("cai")
+def __getattr__(name: str) -> str:
+    # Looked up only when it is asked for: finding it takes longer than all that is loaded before Ctrl-C is heeded.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("cai")
+    raise AttributeError(name)

@@ -6,9 +6,11 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -159,7 +161,8 @@ def export(as_json: bool, **options: Any) -> None:
       cai export data/runs/first --out data/sets/first --for llama-factory --decontaminate eval.jsonl
     """
     settings = chosen(ExportSettings, options)
-    print_exported(_run(export_stage(settings, Progress()), settings.run), as_json)
+    anew = "Stopped. The same command writes the datasets anew."
+    print_exported(_run(export_stage(settings, Progress()), settings.run, anew), as_json)
 
 
 @cai.command(name="run", short_help="The whole pipeline: revise, label, export.")
@@ -366,25 +369,46 @@ class _Stopped(BaseException):
         self.code = 128 + number
 
 
-def _run(stage: Coroutine[Any, Any, T], out: str) -> T:
-    """Run a stage to its end, or until Ctrl-C or SIGTERM; either way what is finished is kept."""
+# What is under way may take this long to end: a shard that is being written, an engine that is being closed. Then the
+# process ends all the same, which costs no more than a kill would: nothing that is finished.
+GRACE_SECONDS = 8.0
+
+
+def _run(stage: Coroutine[Any, Any, T], out: str, anew: str = "") -> T:
+    """Run a stage to its end, or until Ctrl-C or SIGTERM; either way what is finished is kept.
+
+    `anew` is what to say where nothing is kept because the command writes everything in one go.
+    """
+    first: list[tuple[int, float]] = []
+    asked, ended = threading.Event(), threading.Event()
+
+    def sentence() -> str:
+        kept = f" Finished rows and calls are kept in {out}." if (Path(out) / "settings.json").exists() else ""
+        return anew or f"Stopped.{kept} The same command goes on from here."
+
+    def end() -> None:
+        os.write(2, f"{sentence()}\n".encode(errors="replace"))
+        os._exit(128 + first[0][0])
+
+    def see_that_it_ends() -> None:
+        asked.wait()
+        if not ended.wait(GRACE_SECONDS):
+            end()
 
     async def main() -> T:
-        task = asyncio.current_task()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
-        first: list[tuple[int, float]] = []
 
-        def stop(number: int) -> None:
+        def stop(number: int, _frame: object) -> None:
             if not first:
                 first.append((number, time.monotonic()))
-                task.cancel()
+                asked.set()
+                with suppress(RuntimeError):  # all is done already
+                    loop.call_soon_threadsafe(task.cancel)
             elif time.monotonic() - first[0][1] > 1.0:
-                os._exit(128 + number)  # asked twice: at once. The journal holds what is finished.
+                end()  # asked twice: at once
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # A job that a script put into the background ignores Ctrl-C, and goes on doing so.
-            if signal.getsignal(number) != signal.SIG_IGN:
-                asyncio.get_running_loop().add_signal_handler(number, stop, number)
+        _heed(stop)
         try:
             return await stage
         except asyncio.CancelledError:
@@ -392,14 +416,32 @@ def _run(stage: Coroutine[Any, Any, T], out: str) -> T:
                 raise _Stopped(first[0][0]) from None
             raise
 
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    # Begun before it is needed: a signal may come in the middle of a thread's start, which cannot be begun anew there.
+    threading.Thread(target=see_that_it_ends, daemon=True).start()
     try:
         return asyncio.run(main())
     except _Stopped as stopped:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # it is ending already; a second signal must not spoil the exit code
-        rest = f" Finished rows and calls are kept in {out}." if (Path(out) / "settings.json").exists() else ""
-        click.echo(f"Stopped.{rest} The same command goes on from here.", err=True)
+        # It is ending already; a second signal must not spoil the exit code.
+        before = dict.fromkeys(_SIGNALS, signal.SIG_IGN)
+        click.echo(sentence(), err=True)
         sys.exit(stopped.code)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        ended.set()
+        asked.set()
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _heed(stop: Callable[[int, object], None]) -> None:
+    """Call `stop` on Ctrl-C and SIGTERM, at once even where the event loop is busy."""
+    for number in _SIGNALS:
+        # A job that a script put into the background ignores Ctrl-C, and goes on doing so.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
 
 
 def main() -> None:
@@ -431,5 +473,6 @@ def run_cli(command: click.Command, arguments: list[str]) -> None:
 def _fail(sentence: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    click.echo(f"{click.style('cai:', fg='red', bold=True)} {sentence}", err=True)
+    with suppress(OSError):  # what standard error goes to may be on the full disk; the exit code is not
+        click.echo(f"{click.style('cai:', fg='red', bold=True)} {sentence}", err=True)
     sys.exit(code)

@@ -21,7 +21,7 @@ class ScriptedEngine:
 
     For a forced choice the script returns the probability of the first word, otherwise the text; or a whole
     Completion, or it raises. `ledger`, if given, gets one line for each call that it is asked: purpose, row id and
-    key.
+    key; `answered` one for each that it has answered.
     """
 
     def __init__(
@@ -31,10 +31,12 @@ class ScriptedEngine:
         slots: int = 64,
         latency_seconds: float = 0.0,
         ledger: Path | None = None,
+        answered: Path | None = None,
     ) -> None:
         self.model, self.slots = model, slots
         self.restarts = 0
-        self._script, self._latency_seconds, self._ledger = script, latency_seconds, ledger
+        self._script, self._latency_seconds = script, latency_seconds
+        self._ledger, self._answered = ledger, answered
 
     async def __aenter__(self) -> Self:
         return self
@@ -48,12 +50,11 @@ class ScriptedEngine:
         return {}
 
     async def complete(self, request: Request) -> Completion:
-        if self._ledger is not None:
-            with self._ledger.open("a") as file:
-                file.write(f"{request.purpose} {request.row_id} {request.key(self.model)}\n")
+        self._note(self._ledger, request)
         if self._latency_seconds:
             await asyncio.sleep(self._latency_seconds)
         answer = self._script(request)
+        self._note(self._answered, request)
         if isinstance(answer, Completion):
             return answer
         prompt_tokens = sum(len(message.content.split()) for message in request.messages)
@@ -64,6 +65,11 @@ class ScriptedEngine:
         logprobs = tuple(math.log(max(p, 1e-9)) for p in (answer, *[others] * (len(request.choices) - 1)))
         text = request.choices[logprobs.index(max(logprobs))]
         return Completion(text, "stop", prompt_tokens, 0, 1, (), logprobs)
+
+    def _note(self, path: Path | None, request: Request) -> None:
+        if path is not None:
+            with path.open("a") as file:
+                file.write(f"{request.purpose} {request.row_id} {request.key(self.model)}\n")
 
 
 def derived_script(request: Request) -> str | float:
@@ -77,17 +83,16 @@ def derived_script(request: Request) -> str | float:
 
 
 def open_script(spec: Spec) -> ScriptedEngine:
-    """The derived script. `--model` may name a YAML file with latency_seconds and ledger (a path)."""
+    """The derived script. `--model` may name a YAML file with latency_seconds, ledger and answered (two paths)."""
     options: dict[str, Any] = {}
-    if spec.model is not None:
-        try:
-            options = read_yaml(Path(spec.model).read_text(encoding="utf-8"))[0]
-            latency, ledger = float(options.get("latency_seconds", 0)), options.get("ledger")
-        except (OSError, yaml.YAMLError, AttributeError, ValueError, TypeError, RecursionError) as error:
-            raise BadInput(
-                f"--model {spec.model}", f"no script ({error})", "a YAML file with latency_seconds, ledger", "Mend it."
-            ) from error
-        return ScriptedEngine(
-            derived_script, slots=spec.slots or 64, latency_seconds=latency, ledger=Path(ledger) if ledger else None
-        )
-    return ScriptedEngine(derived_script, slots=spec.slots or 64)
+    slots = spec.slots or 64
+    if spec.model is None:
+        return ScriptedEngine(derived_script, slots=slots)
+    try:
+        options = read_yaml(Path(spec.model).read_text(encoding="utf-8"))[0]
+        latency = float(options.get("latency_seconds", 0))
+        ledger, answered = (Path(name) if (name := options.get(key)) else None for key in ("ledger", "answered"))
+    except (OSError, yaml.YAMLError, AttributeError, ValueError, TypeError, RecursionError) as error:
+        found, expected = f"no script ({error})", "a YAML file with latency_seconds, ledger, answered"
+        raise BadInput(f"--model {spec.model}", found, expected, "Mend it.") from error
+    return ScriptedEngine(derived_script, slots=slots, latency_seconds=latency, ledger=ledger, answered=answered)
