@@ -4,9 +4,11 @@
 
 Each stage (`cai revise`, `cai label`, `cai export`, and an export with other settings that replaces it) is a process of
 its own, with a scripted engine that writes each call that it is asked, and each that it has answered, to files outside
-the run. SIGKILL comes at a moment drawn from the time for which the stage holds its folder, not from the time in which
-it loads its libraries and writes nothing. A stage that ends before is done; one that was killed three times is let be.
-When all are done the next round begins in an empty folder, until there were so many kills.
+the run. Every other SIGKILL comes at a moment drawn from the time for which the stage holds its folder (not from the
+time in which it loads its libraries and writes nothing); the others in the middle of something that it does to the
+disk, drawn first by its kind, since a shard is written far more seldom than a line of the journal. A stage that ends
+before is done; one that was killed three times is let be. When all are done the next round begins in an empty folder,
+until there were so many kills.
 
 After each kill, and at the end of each stage:
 - every file of the run that a reader takes for data is, byte by byte, the unbroken run's;
@@ -36,7 +38,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks.forks import Forks
+from benchmarks.forks import Act, Forks
 from benchmarks.runs import write_prompts
 
 ENGINE = ["--engine", "scripted", "--model", "script.yaml", "--slots", "8"]
@@ -52,6 +54,7 @@ OURS = {"prompts.jsonl", "script.yaml", "asked.txt", "answered.txt", "log.txt"}
 KILLS_OF_A_STAGE = 3
 
 Files = dict[str, bytes]
+End = float | Act
 
 
 @dataclass(slots=True)
@@ -72,12 +75,14 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Unbroken:
-    """The run that nobody touched: its files, the two datasets, and how long each stage held its folder."""
+    """The run that nobody touched: its files, the two datasets, how long each stage held its folder, and what it did to
+    the disk."""
 
     folder: Path
     run: Files
     sets: tuple[Files, ...]
     seconds: dict[str, float]
+    acts: dict[str, Counter[str]]
 
 
 class StageFailed(Exception):
@@ -120,16 +125,18 @@ def crash(folder: Path, kills: int, rows: int, seed: int, say: Callable[[str], N
 def _unbroken(forks: Forks, folder: Path, rows: int, seed: int) -> Unbroken:
     _prepare(folder, rows, seed)
     seconds: dict[str, float] = {}
+    acts: dict[str, Counter[str]] = {}
     sets: list[Files] = []
     for stage in STAGES:
-        pid = forks.start(folder, STAGES[stage])
+        pid = forks.start(folder, STAGES[stage], note=folder.with_suffix(".acts"))
         _wait_for_its_lock(forks, pid, folder / LOCKS[stage])
         begun = time.monotonic()
         _expect(forks.ended(pid), stage, folder)
         seconds[stage] = time.monotonic() - begun
+        acts[stage] = Counter(folder.with_suffix(".acts").read_text().splitlines())
         if stage in ("export", "replace"):
             sets.append(_dataset(folder))
-    return Unbroken(folder, _tables(folder), tuple(sets), seconds)
+    return Unbroken(folder, _tables(folder), tuple(sets), seconds, acts)
 
 
 def _round(
@@ -141,9 +148,9 @@ def _round(
     for stage in STAGES:
         done, spare = False, KILLS_OF_A_STAGE
         while not done:
-            moment = chance.uniform(0, unbroken.seconds[stage]) if tally.kills < kills and spare else None
+            end = _end_of(unbroken, stage, tally.kills, chance) if tally.kills < kills and spare else None
             before = len(_calls(broken / "asked.txt"))
-            done = _run(forks, broken, stage, moment)
+            done = _run(forks, broken, stage, end)
             asked = _calls(broken / "asked.txt")[before:]
             tally.repeated_calls += sum(key in journaled for key in asked)
             journaled = _journaled(broken)
@@ -152,7 +159,7 @@ def _round(
                 spare -= 1
                 tally.kills += 1
                 tally.kills_by_stage[stage] += 1
-                place = f"round {tally.rounds}, {stage}, kill {tally.kills} at {moment:.3f} s"
+                place = f"round {tally.rounds}, {stage}, kill {tally.kills} at {end}"
                 answered = set(_calls(broken / "answered.txt"))
                 tally.in_flight_calls += len(set(asked) - answered)
                 if len(answered - journaled) > 1:
@@ -171,11 +178,21 @@ def _prepare(folder: Path, rows: int, seed: int) -> None:
     (folder / "script.yaml").write_text("latency_seconds: 0.01\nledger: asked.txt\nanswered: answered.txt\n")
 
 
-def _run(forks: Forks, folder: Path, stage: str, moment: float | None) -> bool:
-    """Run a stage, and kill it at that moment after it has taken its folder; None lets it be. Whether it ended."""
-    pid = forks.start(folder, STAGES[stage])
-    if moment is not None:
+def _end_of(unbroken: Unbroken, stage: str, kills: int, chance: random.Random) -> End:
+    """When to kill: so many seconds after the stage has its folder, or in the middle of something that it does."""
+    if kills % 2:
+        return chance.uniform(0, unbroken.seconds[stage])
+    act = chance.choice(sorted(unbroken.acts[stage]))
+    return act, chance.randint(1, unbroken.acts[stage][act])
+
+
+def _run(forks: Forks, folder: Path, stage: str, end: End | None) -> bool:
+    """Run a stage, and kill it at its end if it has one. Whether it ended by itself."""
+    pid = forks.start(folder, STAGES[stage], last=end if isinstance(end, tuple) else None)
+    moment = None
+    if isinstance(end, float):
         _wait_for_its_lock(forks, pid, folder / LOCKS[stage])
+        moment = end
     code = forks.ended(pid, moment)
     if code is None:
         os.kill(pid, signal.SIGKILL)
