@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -552,3 +553,30 @@ def test_the_watch_is_told_the_end_also_when_a_run_breaks_off(
     with pytest.raises(EngineGaveUp):
         asyncio.run(revise_stage(settings(prompts, tmp_path / "run"), watch))
     assert watch.ended
+
+
+def test_a_run_that_is_stopped_stays_held_until_its_last_shard_is_written(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write, held = Run.write_shard, list[bool]()
+
+    async def stop_in_the_middle() -> None:
+        begun = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def slowly(run: Run, *shard: Any) -> None:
+            loop.call_soon_threadsafe(begun.set)
+            time.sleep(0.2)
+            run.check_held()
+            write(run, *shard)
+            held.append(run._lock is not None)
+
+        monkeypatch.setattr(Run, "write_shard", slowly)
+        work = asyncio.ensure_future(revise_stage(settings(prompts, tmp_path / "run", limit=6), Quiet()))
+        await begun.wait()
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+
+    asyncio.run(stop_in_the_middle())
+    assert held == [True] and open_run(str(tmp_path / "run")).finished_shards("trajectories") == [0]
