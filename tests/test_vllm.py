@@ -267,6 +267,9 @@ def test_what_changes_an_answer_is_in_the_model_s_name(fake: Fake):
         ("dtype", "no '='"),
         ("model=x", "cai sets itself"),
         ("dtype=[1", "cannot be read"),
+        ("dtype=2020-01-01", "cannot be read"),
+        ("data_parallel_size=abc", "a whole number from 1 on"),
+        ("tensor_parallel_size=0", "a whole number from 1 on"),
     ],
 )
 def test_engine_options_that_mean_nothing_are_refused(fake: Fake, option: str, said: str):

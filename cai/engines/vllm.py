@@ -100,7 +100,7 @@ class VllmEngine:
         told = {name: value for name, value in self._options.items() if name not in ONLY_SPEED}
         self.model += (f"+{adapter}" if adapter else "") + (f" {json.dumps(told, sort_keys=True)}" if told else "")
         self._most, self._trust_remote_code = spec.slots, spec.trust_remote_code
-        self._ranks = int(self._options.get("data_parallel_size", 1))
+        self._ranks: int = self._options.get("data_parallel_size", 1)
         self._numbers = itertools.count()
         self._held = Held(1)
         self.restarts = 0
@@ -357,10 +357,13 @@ def engine_options(given: tuple[str, ...]) -> dict[str, Any]:
             raise BadInput(place, f"no engine argument of vLLM {version(_installed())}", "one that it has", remedy)
         try:
             options[name] = read_yaml(value)[0]
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            json.dumps(options[name])  # it may come to stand in the model's name, which a date cannot
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             raise BadInput(
                 place, f"a value that cannot be read ({brief(error)})", "a YAML value", "Mend it."
             ) from error
+        if name.endswith("_parallel_size") and not (type(options[name]) is int and options[name] > 0):
+            raise BadInput(place, f"'{value}'", "a whole number from 1 on", "Mend it.")
     return options
 
 
