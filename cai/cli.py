@@ -1,18 +1,11 @@
 """The command line. Thin: options are the fields of the settings models, the work is in `stages.py`."""
 
-import asyncio
 import io
 import json
-import os
-import signal
 import sys
-import threading
-import time
 import traceback
-from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
@@ -20,7 +13,7 @@ from cai import __version__
 from cai.audit import TABLES
 from cai.audit import report as make_report
 from cai.constitution import check_constitution, json_schema, load_constitution
-from cai.errors import BadInput, CaiError, CheckFailed
+from cai.errors import BadInput, CaiError, CannotWrite, CheckFailed
 from cai.files import find_shipped
 from cai.options import chosen, with_settings
 from cai.pairs import row_of
@@ -51,6 +44,7 @@ from cai.stages import (
     label_stage,
     revise_stage,
 )
+from cai.stop import run_until_stopped
 from cai.store import Json, Run, open_run
 
 GROUPS = {
@@ -58,8 +52,6 @@ GROUPS = {
     "Look at it": ["report", "show", "calibrate"],
     "For auditors": ["constitution"],
 }
-
-T = TypeVar("T")
 
 
 class _Grouped(click.Group):
@@ -92,7 +84,7 @@ def generate(as_json: bool, **options: Any) -> None:
       cai generate redteam --samples 4 --out data/runs/samples
     """
     settings = chosen(GenerateSettings, options)
-    print_result(_run(generate_stage(settings, Progress()), settings.out), as_json)
+    print_result(run_until_stopped(generate_stage(settings, Progress()), settings.out), as_json)
 
 
 @cai.command(short_help="Answer, criticise and revise: trajectories.")
@@ -110,7 +102,7 @@ def revise(as_json: bool, **options: Any) -> None:
       cai revise mine.jsonl --constitution mine.yaml --endpoint http://127.0.0.1:8000/v1 --out data/runs/mine
     """
     settings = chosen(ReviseSettings, options)
-    print_result(_run(revise_stage(settings, Progress()), settings.out), as_json)
+    print_result(run_until_stopped(revise_stage(settings, Progress()), settings.out), as_json)
 
 
 @cai.command(short_help="Judge pairs of a run's answers: soft preference labels.")
@@ -128,7 +120,7 @@ def label(as_json: bool, **options: Any) -> None:
       cai label data/runs/first --apply-review data/runs/first/review.jsonl
     """
     settings = chosen(LabelSettings, options)
-    print_result(_run(label_stage(settings, Progress()), settings.run), as_json)
+    print_result(run_until_stopped(label_stage(settings, Progress()), settings.run), as_json)
 
 
 @cai.command(short_help="Measure a judge on gold pairs.")
@@ -145,7 +137,9 @@ def calibrate(as_json: bool, **options: Any) -> None:
       cai calibrate gold.jsonl --judge-mode logprob --min-accuracy 0.7 --max-flip 0.2
     """
     settings = chosen(CalibrateSettings, options)
-    print_calibration_of(_run(calibrate_stage(settings, Progress()), settings.out or "data/runs"), settings, as_json)
+    print_calibration_of(
+        run_until_stopped(calibrate_stage(settings, Progress()), settings.out or "data/runs"), settings, as_json
+    )
 
 
 @cai.command(short_help="Training datasets from a run, with a card.")
@@ -162,7 +156,7 @@ def export(as_json: bool, **options: Any) -> None:
     """
     settings = chosen(ExportSettings, options)
     anew = "Stopped. The same command writes the datasets anew."
-    print_exported(_run(export_stage(settings, Progress()), settings.run, anew), as_json)
+    print_exported(run_until_stopped(export_stage(settings, Progress()), settings.run, anew), as_json)
 
 
 @cai.command(name="run", short_help="The whole pipeline: revise, label, export.")
@@ -179,7 +173,7 @@ def run_all(as_json: bool, **options: Any) -> None:
       cai run mine.jsonl --config mine.yaml --judge big-model --gold gold.jsonl --min-accuracy 0.7 --out data/runs/mine
     """
     settings = chosen(PipelineSettings, options)
-    finished = _run(pipeline(settings, Progress()), settings.out)
+    finished = run_until_stopped(pipeline(settings, Progress()), settings.out)
     print_finished(finished, as_json)
 
 
@@ -314,7 +308,9 @@ def test_constitution(as_json: bool, **options: Any) -> None:
       cai constitution test harmlessness --endpoint http://127.0.0.1:8000/v1 --min-accuracy 0.8
     """
     settings = chosen(ConstitutionTestSettings, options)
-    print_calibration_of(_run(constitution_stage(settings, Progress()), settings.out or "data/runs"), settings, as_json)
+    print_calibration_of(
+        run_until_stopped(constitution_stage(settings, Progress()), settings.out or "data/runs"), settings, as_json
+    )
 
 
 @constitution.command()
@@ -362,88 +358,6 @@ def _json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-class _Stopped(BaseException):
-    """The process was asked to end, by Ctrl-C or SIGTERM."""
-
-    def __init__(self, number: int) -> None:
-        self.code = 128 + number
-
-
-# What is under way may take this long to end: a shard that is being written, an engine that is being closed. Then the
-# process ends all the same, which costs no more than a kill would: nothing that is finished.
-GRACE_SECONDS = 8.0
-
-
-def _run(stage: Coroutine[Any, Any, T], out: str, anew: str = "") -> T:
-    """Run a stage to its end, or until Ctrl-C or SIGTERM; either way what is finished is kept.
-
-    `anew` is what to say where nothing is kept because the command writes everything in one go.
-    """
-    first: list[tuple[int, float]] = []
-    asked, ended = threading.Event(), threading.Event()
-
-    def sentence() -> str:
-        kept = f" Finished rows and calls are kept in {out}." if (Path(out) / "settings.json").exists() else ""
-        return anew or f"Stopped.{kept} The same command goes on from here."
-
-    def end() -> None:
-        os.write(2, f"{sentence()}\n".encode(errors="replace"))
-        os._exit(128 + first[0][0])
-
-    def see_that_it_ends() -> None:
-        asked.wait()
-        if not ended.wait(GRACE_SECONDS):
-            end()
-
-    async def main() -> T:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-
-        def stop(number: int, _frame: object) -> None:
-            if not first:
-                first.append((number, time.monotonic()))
-                asked.set()
-                with suppress(RuntimeError):  # all is done already
-                    loop.call_soon_threadsafe(task.cancel)
-            elif time.monotonic() - first[0][1] > 1.0:
-                end()  # asked twice: at once
-
-        _heed(stop)
-        try:
-            return await stage
-        except asyncio.CancelledError:
-            if first:
-                raise _Stopped(first[0][0]) from None
-            raise
-
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    # Begun before it is needed: a signal may come in the middle of a thread's start, which cannot be begun anew there.
-    threading.Thread(target=see_that_it_ends, daemon=True).start()
-    try:
-        return asyncio.run(main())
-    except _Stopped as stopped:
-        # It is ending already; a second signal must not spoil the exit code.
-        before = dict.fromkeys(_SIGNALS, signal.SIG_IGN)
-        click.echo(sentence(), err=True)
-        sys.exit(stopped.code)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        ended.set()
-        asked.set()
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def _heed(stop: Callable[[int, object], None]) -> None:
-    """Call `stop` on Ctrl-C and SIGTERM, at once even where the event loop is busy."""
-    for number in _SIGNALS:
-        # A job that a script put into the background ignores Ctrl-C, and goes on doing so.
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, stop)
-
-
 def main() -> None:
     """The console script."""
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows only ASCII gets a question mark, not an end
@@ -465,9 +379,8 @@ def run_cli(command: click.Command, arguments: list[str]) -> None:
     except CaiError as error:
         _fail(str(error), error.exit_code, "--debug" in arguments)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        sentence = f"{place}{error.strerror or error}. What is finished is kept; the same command goes on from there."
-        _fail(sentence, 2, "--debug" in arguments)
+        # Whatever a command writes to a file is named already.
+        _fail(str(CannotWrite(str(error.filename or "standard output"), error)), 2, "--debug" in arguments)
 
 
 def _fail(sentence: str, code: int, debug: bool) -> NoReturn:

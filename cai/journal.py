@@ -87,7 +87,8 @@ class Journal:
         with writing(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-            size = os.fstat(self._file).st_size
+            size, links = os.fstat(self._file).st_size, os.fstat(self._file).st_nlink
+            self._has_links = links > 0  # some network disks count none
             # The last line may have been torn, by a kill or a full disk: then the next one ends it first.
             self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
         return self
@@ -133,7 +134,9 @@ class Journal:
         text = _ENCODER.encode(entry)
         line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
         with writing(self._path):
-            if os.fstat(self._file).st_nlink == 0:  # calls that nobody will find again are not worth asking
+            if (
+                self._has_links and os.fstat(self._file).st_nlink == 0
+            ):  # calls that nobody will find again are not worth asking
                 raise FileNotFoundError(errno.ENOENT, "the file was removed")
             line = b"\n" + line if self._torn else line
             self._torn = True

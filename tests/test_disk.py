@@ -206,3 +206,13 @@ def test_a_limit_on_the_size_of_files_is_one_sentence_exit_2_and_the_same_comman
     assert len(keys) - len(set(keys)) <= 1, "the call whose line was torn"
     assert cai("unbroken", resource.RLIM_INFINITY).returncode == 0
     assert table_bytes(tmp_path / "run") == table_bytes(tmp_path / "unbroken")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path, asked: Asked):
+    folder = before("label", tmp_path / "a")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "cai", "report", str(folder / "run")]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("cai: standard output: found no space left on the disk, expected room to write.")

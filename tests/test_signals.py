@@ -97,8 +97,8 @@ def test_a_command_that_is_stopped_ends_soon_says_how_to_go_on_and_loses_nothing
 # A command in a process of its own, in which one thing never ends.
 STUCK = """
 import sys, time
-import cai.cli, cai.export, cai.stages
-cai.cli.GRACE_SECONDS = 1.0
+import cai.cli, cai.export, cai.stages, cai.stop
+cai.stop.GRACE_SECONDS = 1.0
 def never(*_):
     open("stuck", "w").close()
     while True:
