@@ -8,11 +8,11 @@ import random
 import sys
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from benchmarks.texts import heavy_tailed_words
 from cai import stages
-from cai.engines import Engine
+from cai.engines import Engine, Kept
 from cai.errors import CaiError
 from cai.settings import ReviseSettings
 from cai.stages import Outcome, revise_stage
@@ -56,7 +56,7 @@ class Silent:
 async def revise_on(engine: Engine, settings: ReviseSettings, done: Callable[[], None] = lambda: None) -> Outcome:
     """`cai revise` with every role played by `engine`, which is open already and stays so."""
     real = stages.open_engine
-    stages.open_engine = lambda spec: _Open(engine)
+    stages.open_engine = lambda spec: Kept(engine, loaded=True)
     try:
         return await revise_stage(settings, Silent(done))
     finally:
@@ -72,19 +72,3 @@ def write_prompts(folder: Path, rows: int, seed: int) -> Path:
         for number in range(rows):
             file.write(json.dumps({"id": f"row-{number}", "prompt": heavy_tailed_words(chance)}) + "\n")
     return path
-
-
-class _Open:
-    """An engine that is neither opened nor closed by who uses it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        return None

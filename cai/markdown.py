@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cai.texts import CONTROLS, NO_ROOM, TURNS
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """The lines of a table, with an empty one behind it; none without rows. The cells are Markdown already."""
@@ -23,7 +25,7 @@ def percent(share: float | None) -> str:
 
 def plain(text: Any) -> str:
     """Text as text: on one line, and nothing in it is Markdown, HTML, an address that becomes a link, the end of a
-    table's cell, or unseen (controls and what turns the direction of writing)."""
+    table's cell, or unseen (but for what joins letters and emoji)."""
     flat = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", html.escape(_visible(text), quote=False))
     return flat.replace("://", "&#58;//").replace("www.", "www&#46;")
 
@@ -34,5 +36,4 @@ def code(text: Any) -> str:
 
 
 def _visible(text: Any) -> str:
-    unseen = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-    return " ".join(re.sub(unseen, "", str(text)).split())
+    return " ".join(re.sub(f"[{CONTROLS}{TURNS}{NO_ROOM}]", "", str(text)).split())

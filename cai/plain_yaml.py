@@ -21,7 +21,10 @@ def read_yaml(text: str) -> tuple[Any, yaml.Node | None]:
     node = yaml.compose(text, Loader=_Shallow)
     if node is not None and (size := _size(node, {})) > LONGEST:
         raise ValueError(f"aliases that unfold to {size} characters, more than {LONGEST}")
-    return yaml.safe_load(text), node
+    try:
+        return yaml.safe_load(text), node
+    except (KeyError, IndexError, AttributeError, TypeError) as error:  # "!!bool maybe", "!!int ''", "!!timestamp no"
+        raise ValueError("a value that is not of the kind that its tag (!!) names") from error
 
 
 class _Shallow(yaml.SafeLoader):

@@ -14,6 +14,8 @@ from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from cai.texts import JOINS, NO_ROOM, TURNS
+
 # Characters of anything that a template makes: four of the longest texts that a row may have.
 LONGEST = 64 << 20
 _LOOPS = 2  # within each other
@@ -56,7 +58,7 @@ def fence(text: str) -> str:
 
     What is unseen between two backticks does not part them: whoever reads the run sees one.
     """
-    runs = re.findall(r"`[`\u00ad\u034f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]*", text)
+    runs = re.findall(rf"`[`{TURNS}{NO_ROOM}{JOINS}]*", text)
     bar = "`" * max(3, 1 + max((run.count("`") for run in runs), default=0))
     return f"{bar}\n{text}\n{bar}"
 
@@ -134,8 +136,10 @@ def _whole(parts: Iterable[str]) -> str:
 
 
 def _bounded(value: Any) -> Any:
-    if not isinstance(value, int | float):
+    if isinstance(value, str):
         _refuse_long(len(value))
+    elif not isinstance(value, int | float):
+        raise ValueError("a list that is put together")  # it doubles with each line, and so does what loops over it
     return value
 
 

@@ -13,17 +13,15 @@ from cai.audit import TABLES, examples
 from cai.constitution import Constitution
 from cai.stages import Dataset, Outcome
 from cai.store import Json, open_run
+from cai.texts import CONTROLS, NO_ROOM, TURNS
 
 
 def console() -> Console:
     return Console(highlight=False, soft_wrap=False)
 
 
-# Control characters; what turns the direction of writing; what takes no room (zero-width spaces, joiners of words, the
-# letters of the tag block, selectors beyond the first sixteen). What joins letters and emoji is none of these.
-_UNSEEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e0fff]"
-)
+# What joins letters and emoji stays as it is.
+_UNSEEN = re.compile(f"[{CONTROLS}{TURNS}{NO_ROOM}]")
 
 
 def visible(text: str) -> str:

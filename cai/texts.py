@@ -4,6 +4,14 @@ import re
 from functools import cache, lru_cache
 from typing import Any
 
+# What cannot be seen in a text, as parts of a regular expression's class. Controls without tab and new line; what turns
+# the direction of writing; what takes no room (zero-width spaces, the letters of the tag block, selectors beyond the
+# first sixteen); and what joins letters and emoji, which is unseen too but belongs to many languages.
+CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f"
+TURNS = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+NO_ROOM = r"\u180e\u200b\u2060-\u2065\u206a-\u206f\ufeff\U000e0000-\U000e0fff"
+JOINS = r"\u00ad\u034f\u200c\u200d\ufe00-\ufe0f"
+
 
 def straight(text: str) -> str:
     """With straight apostrophes."""

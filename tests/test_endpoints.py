@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,9 @@ from typing import Any
 import pytest
 
 from cai.engines import Completion, Engine, Request, Sampling, Spec, endpoints, open_engine
-from cai.engines.endpoints import Endpoints
+from cai.engines.endpoints import Endpoints, Turn
 from cai.engines.faults import Fault
+from cai.engines.server import _Call  # type: ignore[reportPrivateUsage]
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
 from cai.ids import digest
 from cai.rows import Message
@@ -253,6 +255,46 @@ def test_a_bad_endpoint_is_taken_out_and_its_calls_are_answered_by_the_other(
     (line,) = log()
     assert line.startswith(f"{bad.url}/v1 is taken out (")
     assert line.endswith("). 1 of 2 endpoints left; it is tried again now and then.")
+
+
+def test_an_endpoint_that_never_knew_the_model_is_left_to_the_others_and_is_bad_where_all_are_so(serve: Serve):
+    unknown, good = serve(lambda body, n: (404, {"error": {"message": "no model m"}}), models=[]), serve(named("good"))
+
+    async def go(*servers: Any) -> set[str]:
+        async with open_engine(spec(*servers)) as engine:
+            return {
+                answer.text for answer in await asyncio.gather(*(engine.complete(call(f"s{n}")) for n in range(16)))
+            }
+
+    assert asyncio.run(go(unknown, good)) == {"good"} and unknown.calls
+    begun = time.monotonic()
+    with pytest.raises(EngineGaveUp, match=r"404: no model m\. Check --model"):
+        asyncio.run(go(unknown, serve(unknown.behave, models=[])))
+    assert time.monotonic() - begun < 5, "not the deadline"
+
+
+def test_a_look_at_a_server_that_never_answers_ends_at_once_when_it_is_cancelled():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+
+        async def go() -> None:
+            engine = open_engine(Spec("server", "m", (f"http://127.0.0.1:{silent.getsockname()[1]}/v1",)))
+            entering = asyncio.create_task(engine.__aenter__())
+            await asyncio.sleep(0.3)
+            entering.cancel()
+            await asyncio.wait([entering])
+
+        begun = time.monotonic()
+        asyncio.run(go())  # a thread would be waited for
+        assert time.monotonic() - begun < 5
+
+
+def test_a_pause_between_tries_stays_bounded_however_often_a_call_has_failed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Endpoints, "fails", lambda self, turn, fault: False)
+    engine: Any = open_engine(Spec("server", "m", ("http://127.0.0.1:9/v1",)))
+    (endpoint,) = engine._endpoints.all
+    tried = _Call(failed_at=Counter({endpoint: 5000}))
+    pause = engine._pause_after(tried, Turn(endpoint, False, 0.0, 0), Fault("busy", "429"))
+    assert 4 <= pause <= 8
 
 
 def test_an_endpoint_that_is_out_is_tried_by_one_call_after_pauses_that_double_and_is_back_when_it_answers(

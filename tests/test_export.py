@@ -621,6 +621,7 @@ def test_text_of_people_and_models_cannot_become_markdown(tmp_path: Path):
 
 def test_plain_escapes_what_markdown_would_read():
     assert plain("a*b_[c]|`d`\n<e>") == r"a\*b\_\[c\]\|\`d\` &lt;e&gt;"
+    assert plain("a\u061c\u200b\u202e\U000e0041b c\u200dd") == "ab c\u200dd", "what joins is part of words and emoji"
 
 
 def test_the_card_is_made_of_the_manifest_alone(tmp_path: Path):

@@ -68,6 +68,16 @@ def test_a_bomb_is_bad_input_at_once_wherever_yaml_is_read(tmp_path: Path, bomb:
     assert time.monotonic() - begun < 10
 
 
+@pytest.mark.parametrize("value", ["!!bool maybe", "!!int ''", "!!int '_'", "!!float ''", "!!timestamp foo"])
+def test_a_value_that_is_none_of_the_kind_its_tag_names_is_bad_input(tmp_path: Path, value: str):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"limit: {value}\n")
+    with pytest.raises(BadInput, match="not of the kind that its tag"):
+        load_settings(ReviseSettings, str(path), {"prompts": "p", "out": "o"})
+    path.write_text(GOOD.replace("Make it kind.", value))
+    assert check_constitution(path)
+
+
 def test_what_is_written_once_and_used_often_is_read():
     data, _ = read_yaml("a: &a {x: 1}\nb: [*a, *a]\nc: {<<: *a, y: 2}\n")
     assert data == {"a": {"x": 1}, "b": [{"x": 1}] * 2, "c": {"x": 1, "y": 2}}

@@ -42,6 +42,7 @@ ESCAPES = {
     "lists of lists": ("{% set a = [principle, principle] %}", "a list of more than words"),
     "doubling": ("{% set a = 'xxxxxxxx' %}" + "{% set a = a ~ a %}" * 40 + "{{ a|length }}", "more than 67108864"),
     "adding": ("{% set a = 'xxxxxxxx' %}" + "{% set a = a + a %}" * 40 + "{{ a|length }}", "more than 67108864"),
+    "lists that double": ("{% set a = [1, 2] %}" + "{% set a = a + a %}" * 30, "a list that is put together"),
     "replacing": ("{{ 'xxxxxxxxxx'" + "|replace('x', 'xxxxxxxxxx')" * 12 + "|length }}", "more than 67108864"),
     "joining": ("{% set a = 'xxxxxxxxxx'|replace('x', 'xxxxxxxxxx')|replace('x', 'xxxxxxxxxx') %}"
                 "{% set a = a|join(a) %}" + "{% set a = a|join(a) %}", "more than 67108864"),
@@ -119,7 +120,7 @@ def test_a_few_shot_example_is_never_rendered(tmp_path: Path, constitution: Cons
 
 
 BREAKS = ("\n", "\r", "\r\n", "\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "")
-UNSEEN = ("", "\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\ufe0f", "\u202e")
+UNSEEN = ("", "\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\ufe0f", "\u202e", "\u061c", "\u180e", "\U000e0041")
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 50, 1000])

@@ -221,6 +221,16 @@ def test_a_server_that_dies_in_the_middle_ends_the_run(serve: Callable[..., Serv
         ("http://127.0.0.1:9", "no server that answers"),
         ("ftp://x", "'ftp://x'"),
         ("127.0.0.1:80", "an address such as"),
+        ("http://[::1", "an address such as"),
+        ("http://[zz]/v1", "an address such as"),
+        ("http://127.0.0.1:abc/v1", "an address such as"),
+        ("http://127.0.0.1:99999/v1", "an address such as"),
+        ("http://:80/v1", "an address such as"),
+        ("http://a b/v1", "an address such as"),
+        ("http://a\x00b/v1", "an address such as"),
+        ("http://\ud800/v1", "an address such as"),
+        ("http://ex..ample/v1", "an address such as"),
+        (f"http://{'a' * 300}/v1", "an address such as"),
     ],
 )
 def test_an_endpoint_that_cannot_be_reached_is_bad_input(endpoint: str, words: str):

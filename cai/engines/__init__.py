@@ -133,11 +133,11 @@ class Spec:
     options: tuple[str, ...] = ()
 
 
-class _Kept:
-    """An engine that is loaded when it is first entered, and stays so when it is left: its keeper ends it."""
+class Kept:
+    """An engine that is loaded when it is first entered, if it is not yet, and stays so: its keeper ends it."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.loaded = engine, False
+    def __init__(self, engine: Engine, loaded: bool = False) -> None:
+        self.engine, self.loaded = engine, loaded
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
@@ -152,21 +152,26 @@ class _Kept:
         return None
 
 
-_keeper: ContextVar[tuple[Spec, list[_Kept]] | None] = ContextVar("keeper", default=None)
+@dataclass(slots=True)
+class _Keeper:
+    spec: Spec | None
+    kept: Kept | None = None
+
+
+_keeper: ContextVar[_Keeper | None] = ContextVar("keeper", default=None)
 
 
 @asynccontextmanager
 async def kept_loaded(spec: Spec | None) -> AsyncGenerator[None]:
     """Inside, this spec is one engine for all stages, loaded once; None keeps nothing. Others come and go as ever."""
-    kept: list[_Kept] = []
-    token = _keeper.set((spec, kept) if spec is not None else None)
+    keeper = _Keeper(spec)
+    token = _keeper.set(keeper)
     try:
         yield
     finally:
         _keeper.reset(token)
-        for one in kept:
-            if one.loaded:
-                await one.engine.__aexit__(None, None, None)
+        if keeper.kept is not None and keeper.kept.loaded:
+            await keeper.kept.engine.__aexit__(None, None, None)
 
 
 def open_engine(spec: Spec) -> Engine:
@@ -175,11 +180,10 @@ def open_engine(spec: Spec) -> Engine:
     Raises BadInput if there is no such model, or settings that do not go together.
     """
     keeper = _keeper.get()
-    if keeper is None or keeper[0] != spec:
+    if keeper is None or keeper.spec != spec:
         return _made(spec)
-    if not keeper[1]:
-        keeper[1].append(_Kept(_made(spec)))
-    kept: Any = keeper[1][0]
+    keeper.kept = keeper.kept or Kept(_made(spec))
+    kept: Any = keeper.kept
     return kept
 
 

@@ -1,5 +1,7 @@
 """What is found at the address of a server before it is asked anything: whether it is there, and its models."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import openai
@@ -15,13 +17,18 @@ class NotThere(BadInput):
     """An endpoint at which no server answers."""
 
 
-def served_models(endpoint: str, key: str) -> list[str]:
-    """The models that an endpoint lists; empty if it keeps no list. Raises BadInput if it cannot be used."""
-    timeout = openai.Timeout(LOOK_SECONDS, connect=CONNECT_SECONDS)
+@contextmanager
+def looking(endpoint: str, key: str) -> Generator[list[str]]:
+    """Around a request for the models of an endpoint, whose names go into the list: empty if it keeps no list.
+
+    Raises BadInput if the endpoint cannot be used, NotThere if no working server is there.
+    """
+    models: list[str] = []
     try:
-        with without(key), openai.OpenAI(base_url=endpoint, api_key=key, max_retries=0, timeout=timeout) as client:
-            return [hidden(model.id, key) for model in client.models.list()]
-    except openai.APIConnectionError as error:
+        with without(key):
+            yield models
+        models[:] = [hidden(model, key) for model in models]
+    except (TimeoutError, openai.APIConnectionError) as error:
         found = f"no server that answers ({cause_of(error)})"
         raise NotThere(endpoint, found, "an OpenAI-compatible server", "Start it, or mend --endpoint.") from error
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -31,14 +38,19 @@ def served_models(endpoint: str, key: str) -> list[str]:
         found = f"the status {error.status_code}"
         raise NotThere(endpoint, found, "a server that works", "See the server's log.") from error
     except (openai.APIError, AttributeError, TypeError, ValueError):
-        return []  # a server that keeps no such list may still answer chats
+        models.clear()  # a server that keeps no such list may still answer chats
 
 
 def only_model(endpoints: list[str], key: str) -> str:
     """The one model that the first endpoint serves, of those that can be reached. Raises BadInput."""
+    timeout = openai.Timeout(LOOK_SECONDS, connect=CONNECT_SECONDS)
     for number, endpoint in enumerate(endpoints, start=1):
         try:
-            served = served_models(endpoint, key)
+            with (
+                looking(endpoint, key) as served,
+                openai.OpenAI(base_url=endpoint, api_key=key, max_retries=0, timeout=timeout) as client,
+            ):
+                served += [model.id for model in client.models.list().data]
         except NotThere:
             if number == len(endpoints):
                 raise
@@ -51,12 +63,20 @@ def only_model(endpoints: list[str], key: str) -> str:
 
 
 def base_url(endpoint: str) -> str:
-    parts = urlsplit(endpoint)
+    """The address as the client wants it. Raises BadInput for what is no address, or holds a secret."""
+    expected = "an address such as http://127.0.0.1:8000/v1"
     if set(endpoint) & set("@?#"):
         # Not shown: an address is printed, logged and written down, so whatever is in it is no secret any more.
         found = "an address with a name, a key or a query in it"
         remedy = "Put the key into CAI_API_KEY, and give --endpoint without it."
-        raise BadInput("endpoint", found, "an address such as http://127.0.0.1:8000/v1", remedy)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise BadInput("endpoint", f"'{endpoint}'", "an address such as http://127.0.0.1:8000/v1", "Mend --endpoint.")
+        raise BadInput("endpoint", found, expected, remedy)
+    bad = BadInput("endpoint", f"'{endpoint}'", expected, "Mend --endpoint.")
+    try:
+        parts = urlsplit(endpoint)
+        (parts.hostname or "").encode("idna")  # as whoever looks the name up will do
+        named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError as error:
+        raise bad from error
+    if not named or not endpoint.isprintable() or " " in endpoint:
+        raise bad
     return endpoint.rstrip("/") + ("" if parts.path.strip("/") else "/v1")

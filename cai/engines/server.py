@@ -21,10 +21,10 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from cai.engines import Completion, Request, Sampling, Spec
-from cai.engines.addresses import CONNECT_SECONDS, LOOK_SECONDS, NotThere, base_url, only_model, served_models
+from cai.engines.addresses import CONNECT_SECONDS, LOOK_SECONDS, NotThere, base_url, looking, only_model
 from cai.engines.endpoints import Endpoint, Endpoints, Turn
 from cai.engines.faults import Fault, cause_of, fault_of, retry_after_of, said
-from cai.engines.key import hidden, server_key, without
+from cai.engines.key import server_key, without
 from cai.engines.replies import BadAnswer, forced, free
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
 from cai.rows import Message, as_turns
@@ -71,15 +71,14 @@ class ServerEngine:
         }
         try:
             await self._look_at_all()
-        except BadInput:
+        except BaseException:
             await self._close()
             raise
         return self
 
     async def _look_at_all(self) -> None:
         """Take out those that cannot be reached. Raises BadInput if none can, or one serves another model."""
-        looks = (asyncio.to_thread(served_models, one.url, self._key) for one in self._endpoints.all)
-        found = await asyncio.gather(*looks, return_exceptions=True)
+        found = await asyncio.gather(*map(self._models, self._endpoints.all), return_exceptions=True)
         away: list[tuple[Endpoint, NotThere]] = []
         for endpoint, served in zip(self._endpoints.all, found, strict=True):
             if isinstance(served, NotThere):
@@ -150,7 +149,8 @@ class ServerEngine:
         except openai.NotFoundError as error:
             await self._look(endpoint)
             if endpoint.answered == 0:
-                if turn.trial:
+                # Another endpoint may know the model; the last one that is left, and never answered, ends the run.
+                if turn.trial or self._endpoints.answered or self._endpoints.live > 1:
                     raise Fault("gone", said(error)) from error
                 raise EngineGaveUp(f"{endpoint.url} answers {said(error)}. Check --model.") from error
             raise RequestRefused(f"the server answered {said(error)}") from error
@@ -171,14 +171,12 @@ class ServerEngine:
     async def _look(self, endpoint: Endpoint) -> None:
         """Raise Fault if the endpoint is not there or serves another model now; EngineGaveUp if it is the only one."""
         try:
-            async with asyncio.timeout(min(LOOK_SECONDS, self._spec.timeout_seconds)):
-                with without(self._key):
-                    told = (await self._clients[endpoint].models.list()).data
-        except (TimeoutError, openai.APIConnectionError, openai.InternalServerError) as error:
-            raise Fault("gone", cause_of(error), retry_after_of(error)) from error
-        except (openai.APIError, AttributeError, TypeError, ValueError):
-            return  # a server that keeps no such list may still answer chats
-        served = [hidden(model.id, self._key) for model in told]
+            served = await self._models(endpoint)
+        except NotThere as error:
+            assert error.__cause__ is not None
+            raise Fault("gone", cause_of(error.__cause__), retry_after_of(error.__cause__)) from error
+        except BadInput:  # the key: the call itself will be told
+            return
         if served and self._served not in served:
             if len(self._endpoints.all) == 1:
                 raise EngineGaveUp(
@@ -186,6 +184,12 @@ class ServerEngine:
                     "the same command then goes on."
                 )
             raise Fault("gone", f"it serves {', '.join(served)}, and not '{self._served}'")
+
+    async def _models(self, endpoint: Endpoint) -> list[str]:
+        with looking(endpoint.url, self._key) as models:
+            async with asyncio.timeout(min(LOOK_SECONDS, self._spec.timeout_seconds)):
+                models += [model.id for model in (await self._clients[endpoint].models.list()).data]
+        return models
 
     async def _ask(self, endpoint: Endpoint, request: Request) -> Completion:
         if request.choices is not None and endpoint.logprobs:
@@ -233,7 +237,7 @@ class ServerEngine:
             raise self._end(str(fault)) from fault
         if call.tries > self._spec.retries or (told and not self._endpoints.ready()):
             return 0.0  # there is no other try, or whoever takes the next turn waits for as long as the server has said
-        doubled = FIRST_BACKOFF_SECONDS * 2 ** (call.failed_at.total() - 1)
+        doubled = FIRST_BACKOFF_SECONDS * 2 ** min(call.failed_at.total() - 1, 10)
         return min(doubled, LONGEST_BACKOFF_SECONDS) * random.uniform(0.5, 1.0)
 
     def _nowhere_else(self, call: "_Call") -> bool:
