@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cai.engines import Completion, Request, Sampling, Spec, open_engine
+from cai.engines import Completion, Request, Sampling, Spec, local, open_engine
 from cai.engines.attention import grouped_attention
 from cai.engines.cache import Prefix, join, padded, prefix_of
 from cai.engines.chat import choice_ids, encode
@@ -95,15 +95,31 @@ def test_joined_masks_lose_the_padding_that_all_rows_share():
     assert padded([[1], [2, 3]], torch.device("cpu"))[0].tolist() == [[0, 1], [2, 3]]
 
 
-def test_a_folder_has_another_fingerprint_when_its_weights_or_settings_change(tmp_path: Path):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"a" * 100)
+def test_a_folder_has_another_fingerprint_when_anything_in_it_changes(tmp_path: Path):
+    seen = set[str]()
+    for name, data in (
+        ("config.json", b"{}"), ("config.json", b"{ }"), ("model.safetensors", b"a" * 5_000_000),
+        ("model.safetensors", b"a" * 2_500_000 + b"b" + b"a" * 2_499_999), ("modeling.py", b"1"), ("modeling.py", b"2"),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(data)
+        seen.add(folder_fingerprint(tmp_path))
+    assert len(seen) == 6
+
+
+def test_of_weights_too_large_to_be_read_in_full_blocks_are_read_from_the_first_byte_to_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(local, "READ_IN_FULL", 1 << 20)
+    weights, size = tmp_path / "model.safetensors", 512 << 20
+    with weights.open("wb") as file:
+        file.truncate(size)  # a file with holes: it takes no room
     seen = {folder_fingerprint(tmp_path)}
-    (tmp_path / "model.safetensors").write_bytes(b"b" * 100)
-    seen.add(folder_fingerprint(tmp_path))
-    (tmp_path / "config.json").write_text("{ }")
-    seen.add(folder_fingerprint(tmp_path))
-    assert len(seen) == 3
+    for place in (0, size // 2, size - 1):
+        with weights.open("r+b") as file:
+            file.seek(place - place % (size // 511) if place < size - 1 else place)
+            file.write(b"x")
+        seen.add(folder_fingerprint(tmp_path))
+    assert len(seen) == 4
 
 
 def test_pickled_weights_are_refused_with_what_to_do(tmp_path: Path):
