@@ -2,18 +2,31 @@
 
 import os
 import signal
+import sys
 
 STOPPED = b"Stopped. What is finished is kept; the same command goes on from there.\n"
 
 
 def main() -> None:
     """The console script."""
+    _open_what_is_closed()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # a job that a script put into the background
             signal.signal(number, _stop)
     from cai.cli import main as run
 
     run()
+
+
+def _open_what_is_closed() -> None:
+    """Put nothing in the place of a standard stream that is closed (`2>&-`), before a file of the run takes it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
 
 
 def _stop(number: int, _frame: object) -> None:

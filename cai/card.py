@@ -14,6 +14,7 @@ from cai.dataset import CONFIGS, SPLITS, Config
 from cai.markdown import code, percent, plain, table
 from cai.sandbox import fence
 from cai.store import Json
+from cai.texts import visible
 from cai.views import snippet
 
 _WHAT: dict[Config, str] = {
@@ -415,4 +416,4 @@ def _again(manifest: Json) -> Iterator[str]:
         "the answers hold too. From the finished run, this makes the dataset again, byte for byte:"
     )
     yield ""
-    yield fence(manifest["command"])
+    yield fence(visible(manifest["command"]))

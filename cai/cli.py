@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import sys
 import traceback
 from contextlib import suppress
@@ -46,6 +47,7 @@ from cai.stages import (
 )
 from cai.stop import run_until_stopped
 from cai.store import Json, Run, open_run
+from cai.texts import visible, visible_json
 
 GROUPS = {
     "Make data": ["run", "generate", "revise", "label", "export"],
@@ -190,7 +192,9 @@ def report(run: str, as_json: bool) -> None:
     opened = open_run(run)
     result = make_report(opened)
     for place in opened.damaged_lines():
-        click.echo(f"{place} is damaged and passed over; the cost is short of what it may have said.", err=True)
+        click.echo(
+            visible(f"{place} is damaged and passed over; the cost is short of what it may have said."), err=True
+        )
     _json(result) if as_json else print_report(result, run)
 
 
@@ -274,7 +278,7 @@ def lint(files: tuple[str, ...], as_json: bool) -> None:
         _json(findings)
     else:
         for path, problems in findings.items():
-            click.echo("\n".join(problems) if problems else f"{path}: fine")
+            click.echo(visible("\n".join(problems) if problems else f"{path}: fine"))
     if any(findings.values()):
         wrong = [problems for problems in findings.values() if problems]
         raise CheckFailed(f"{sum(map(len, wrong))} problem(s) in {len(wrong)} file(s)")
@@ -355,7 +359,7 @@ def print_calibration_of(measured: Calibration, settings: GoldSettings, as_json:
 
 
 def _json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(visible_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def main() -> None:
@@ -363,7 +367,14 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows only ASCII gets a question mark, not an end
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if logging.lastResort is not None:  # warnings, which may hold what a server says
+        logging.lastResort.setFormatter(_Visible())
     run_cli(cai, sys.argv[1:])
+
+
+class _Visible(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def run_cli(command: click.Command, arguments: list[str]) -> None:
@@ -371,7 +382,9 @@ def run_cli(command: click.Command, arguments: list[str]) -> None:
     try:
         command(arguments, standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        click.echo(visible(said.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped. What is finished is kept; the same command goes on from there.", err=True)
@@ -387,5 +400,5 @@ def _fail(sentence: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     with suppress(OSError):  # what standard error goes to may be on the full disk; the exit code is not
-        click.echo(f"{click.style('cai:', fg='red', bold=True)} {sentence}", err=True)
+        click.echo(f"{click.style('cai:', fg='red', bold=True)} {visible(sentence)}", err=True)
     sys.exit(code)

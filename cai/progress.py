@@ -8,6 +8,8 @@ from rich import progress
 from rich.console import Console
 from rich.markup import escape
 
+from cai.texts import visible
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -63,6 +65,6 @@ class Progress:
     def say(self, sentence: str) -> None:
         if getattr(self, "_bar", None) is not None:
             assert self._bar is not None
-            self._bar.console.print(escape(sentence))
+            self._bar.console.print(escape(visible(sentence)))
         else:
-            print(sentence, file=sys.stderr, flush=True)
+            print(visible(sentence), file=sys.stderr, flush=True)

@@ -1,6 +1,5 @@
 """What a person sees in the terminal: progress, summaries, one row's story. Model text is text, never markup."""
 
-import re
 from itertools import islice
 
 from rich.console import Console
@@ -13,25 +12,11 @@ from cai.audit import TABLES, examples
 from cai.constitution import Constitution
 from cai.stages import Dataset, Outcome
 from cai.store import Json, open_run
-from cai.texts import CONTROLS, NO_ROOM, TURNS
+from cai.texts import visible
 
 
 def console() -> Console:
     return Console(highlight=False, soft_wrap=False)
-
-
-# What joins letters and emoji stays as it is.
-_UNSEEN = re.compile(f"[{CONTROLS}{TURNS}{NO_ROOM}]")
-
-
-def visible(text: str) -> str:
-    """`text` with what cannot be seen in it spelled out: what a model or a prompt says must not drive the terminal, and
-    a reader is to find what a judge was shown."""
-    return _UNSEEN.sub(lambda match: _spelled(ord(match[0])), text)
-
-
-def _spelled(code: int) -> str:
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def print_outcome(outcome: Outcome) -> None:
@@ -175,24 +160,23 @@ def print_constitution(constitution: Constitution) -> None:
     """A constitution to be read from top to bottom."""
     screen = console()
     screen.rule(f"[bold]{plain(constitution.name)}[/] {plain(constitution.version)}")
-    screen.print(Text(constitution.description))
+    screen.print(Text(visible(constitution.description)))
     screen.print(f"{plain(str(constitution.path))}, sha256 {constitution.sha}\n")
     for number, principle in enumerate(constitution.principles, start=1):
-        screen.print(
-            Text.assemble(
-                (f"{number}. {principle.id}", "bold"), f"  weight {principle.weight:g}  {', '.join(principle.tags)}"
-            )
-        )
+        tags = visible(", ".join(principle.tags))
+        screen.print(Text.assemble((f"{number}. {principle.id}", "bold"), f"  weight {principle.weight:g}  {tags}"))
         for name in ("statement", "rationale", "critique", "revision", "comparison"):
-            screen.print(Text.assemble((f"   {name:<11}", "cyan"), " ".join(getattr(principle, name).split())))
+            screen.print(_named(name, getattr(principle, name)))
         for example in principle.examples:
             for name in ("prompt", "better", "worse"):
-                screen.print(
-                    Text.assemble((f"   {'e.g. ' + name:<11}", "cyan"), " ".join(getattr(example, name).split()))
-                )
+                screen.print(_named(f"e.g. {name}", getattr(example, name)))
         for reference in principle.references:
-            screen.print(Text.assemble((f"   {'see':<11}", "cyan"), f"{reference.framework}, {reference.clause}"))
+            screen.print(_named("see", f"{reference.framework}, {reference.clause}"))
         screen.print()
+
+
+def _named(name: str, text: str) -> Text:
+    return Text.assemble((f"   {name:<11}", "cyan"), visible(" ".join(text.split())))
 
 
 def _before_after(number: int, row: Json) -> Panel:

@@ -8,8 +8,9 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
 
-from cai.screen import console, plain, visible
+from cai.screen import console, plain
 from cai.store import Json
+from cai.texts import visible
 
 
 def print_row(found: Json) -> None:

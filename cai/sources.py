@@ -175,6 +175,7 @@ def _alone(batch: Any) -> dict[str, Any] | Unreadable:
 
 def _datasets(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
     import datasets
+    import yaml
     from datasets.exceptions import DatasetsError
 
     name, *rest = spec.removeprefix("datasets:").split(":")
@@ -185,7 +186,8 @@ def _datasets(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
         source: Any = datasets.load_dataset(name, rest[0] if len(rest) == 2 else None, split=split, streaming=True)
         for number, record in enumerate(source, start=1):
             yield f"{name}:{split}:{number}", dict(record)
-    except (OSError, ValueError, ImportError, DatasetsError) as error:
+    # RuntimeError: a folder with a script, which is not run.
+    except (OSError, ValueError, ImportError, RuntimeError, yaml.YAMLError, DatasetsError) as error:
         brief = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(
             spec,

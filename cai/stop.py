@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import click
 
+from cai.texts import visible
+
 T = TypeVar("T")
 
 
@@ -38,7 +40,7 @@ def run_until_stopped(stage: Coroutine[Any, Any, T], out: str, anew: str = "") -
 
     def sentence() -> str:
         kept = f" Finished rows and calls are kept in {out}." if (Path(out) / "settings.json").exists() else ""
-        return anew or f"Stopped.{kept} The same command goes on from here."
+        return anew or visible(f"Stopped.{kept} The same command goes on from here.")
 
     def end() -> None:
         os.write(2, f"{sentence()}\n".encode(errors="replace"))

@@ -1,5 +1,6 @@
 """Reading a text: its words, sentences and language, what it is about, and how much of it stands in another one."""
 
+import json
 import re
 from functools import cache, lru_cache
 from typing import Any
@@ -11,6 +12,24 @@ CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f"
 TURNS = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 NO_ROOM = r"\u180e\u200b\u2060-\u2065\u206a-\u206f\ufeff\U000e0000-\U000e0fff"
 JOINS = r"\u00ad\u034f\u200c\u200d\ufe00-\ufe0f"
+
+# What joins letters and emoji stays as it is.
+_UNSEEN = re.compile(f"[{CONTROLS}{TURNS}{NO_ROOM}]")
+
+
+def visible(text: str) -> str:
+    """`text` with what cannot be seen in it spelled out: what a model, a server or a file says must not drive the
+    terminal, and a reader is to find what a judge was shown."""
+    return _UNSEEN.sub(lambda match: _spelled(ord(match[0])), text)
+
+
+def visible_json(text: str) -> str:
+    """The same for JSON that is written out: it means what it meant."""
+    return _UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text)
+
+
+def _spelled(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def straight(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,6 +94,53 @@ def test_show_spells_out_what_a_judge_reads_and_a_person_cannot_see(tmp_path: Pa
     assert "x\\U000e0070\\U000e0069" in shown and "y\\u200bz \\u202eesrever" in shown and seen in shown
     kept = json.loads(cai("show", tmp_path / "run", "a", "--json").stdout)["trajectories"][0]["prompt"]
     assert kept == [{"role": "user", "content": prompt}], "the data stay as they are"
+
+
+HOSTILE = "\x1b]0;title\x07 \u202eesrever"
+
+
+@pytest.mark.parametrize(
+    "where", ["column", "path", "argument", "settings", "constitution", "lint", "constitution as JSON", "row as JSON"]
+)
+def test_whatever_is_said_in_a_file_or_a_name_does_not_drive_the_terminal(tmp_path: Path, where: str):
+    words = json.dumps(HOSTILE)
+    shipped = (ROOT / "constitutions" / "helpfulness.yaml").read_text()
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(re.sub("^version:.*$", lambda _: f"version: {words}", shipped, count=1, flags=re.MULTILINE))
+    if where == "lint":
+        mine.write_text(f"{words}: 1\n{shipped}")
+    if where == "settings":
+        mine.write_text(f"{words}: 1\n")
+    row = {"id": "a", "prompt": f"? {HOSTILE}"} if where == "row as JSON" else {"id": "a", HOSTILE: 1}
+    path = write_jsonl(tmp_path / "p.jsonl", [row])
+    run = tmp_path / "run"
+    if where == "row as JSON":
+        assert cai("revise", path, "--engine", "scripted", "--out", run).returncode == 0
+    command: dict[str, list[object]] = {
+        "column": ["revise", path, "--strict", "--engine", "scripted", "--out", run],
+        "path": ["revise", HOSTILE, "--out", run],
+        "argument": ["show", run, "a", HOSTILE],
+        "settings": ["revise", path, "--config", mine, "--out", run],
+        "constitution": ["constitution", "show", mine],
+        "lint": ["constitution", "lint", mine],
+        "constitution as JSON": ["constitution", "show", mine, "--json"],
+        "row as JSON": ["show", run, "a", "--json"],
+    }
+    done = cai(*command[where])
+    said = done.stdout + done.stderr
+    assert "\x1b" not in said and "\u202e" not in said and "esrever" in said, said
+    if "JSON" in where:
+        assert repr(HOSTILE)[1:-1] in str(json.loads(done.stdout)), "it means what it meant"
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_closed_standard_stream_costs_nothing_and_no_file_takes_its_place(tmp_path: Path, closed: str):
+    path = write_jsonl(tmp_path / "p.jsonl", [{"id": "a", "prompt": "x"}, {"id": "b", "prompt": ""}])
+    command = [sys.executable, "-m", "cai", "revise", str(path), "--engine", "scripted", "--out", str(tmp_path / "run")]
+    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    again = cai("revise", path, "--engine", "scripted", "--out", tmp_path / "run")
+    assert again.returncode == 0 and "damaged" not in again.stderr and "This time: 0 calls asked" in again.stdout
 
 
 def test_show_tells_why_a_row_was_dropped(tmp_path: Path):
