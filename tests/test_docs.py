@@ -69,7 +69,7 @@ def test_every_option_that_the_documents_name_exists():
     }
     foreign = {"--watch", "--type", "--overwrite", "--no-prompt", "--pool", "--all", "--param"}
     foreign |= {"--data", "--eval", "--enable-prompt-tokens-details", "--help", "--red", "--benign"}
-    foreign |= {"--rows", "--kills", "--seed"}
+    foreign |= {"--rows", "--kills", "--seed", "--form"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", EVERYTHING))
     assert named - known - foreign == set()
 
