@@ -92,7 +92,8 @@ class EngineSettings(BaseModel):
         default=None,
         ge=1,
         le=4096,
-        description="Calls that the engine works on at once (transformers: 32, server: 64 an endpoint).",
+        description="Calls that the engine works on at once "
+        "(transformers: 32, server: 64 an endpoint, vllm: as many as it has room for).",
     )
     long_prompts: Literal["drop", "shorten"] = Field(
         default="drop",

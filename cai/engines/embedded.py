@@ -5,6 +5,7 @@ which only the weights file is used. It is a real model and a weak one: it prove
 """
 
 import contextlib
+import http.client
 import importlib.util
 import os
 import shutil
@@ -74,14 +75,22 @@ class _WrongSum(Exception):
     """A fetched file is not the one that was named."""
 
 
-def _from_hub(folder: Path) -> None:
-    from huggingface_hub import constants, snapshot_download
+def ask_hub() -> None:
+    """One short question before any other: without a hub, its client would retry for minutes. Raises OSError then."""
+    from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set")
-    # One short question first: without a hub, its client would retry for minutes.
-    with contextlib.suppress(urllib.error.HTTPError):  # whatever the status is, something answered
+    with contextlib.suppress(
+        urllib.error.HTTPError, http.client.HTTPException
+    ):  # whatever the status is, something answered
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5.0).close()
+
+
+def _from_hub(folder: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    ask_hub()
     patterns = ["*.json", "*.txt", "*.jinja", "model.safetensors"]
     snapshot_download(HUB_ID, revision=HUB_REVISION, local_dir=folder, allow_patterns=patterns)
     for name, sha in HUB_SHA256.items():

@@ -1,10 +1,11 @@
 """Which model a name means, for engines that load it themselves: embedded, a local folder, or a Hugging Face id."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
-from cai.engines.embedded import embedded_model
+from cai.engines.embedded import ask_hub, embedded_model
 from cai.errors import BadInput, brief
 from cai.ids import digest, file_digest
 
@@ -17,7 +18,9 @@ def find_model(model: str, trust_remote_code: bool, pickled: bool = False) -> tu
     if model == "embedded":
         folder, name = embedded_model()
         return str(folder), None, name
+    model = os.path.expanduser(model)
     folder = Path(model)
+    _refuse_missing("--model", model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise BadInput(
@@ -29,7 +32,12 @@ def find_model(model: str, trust_remote_code: bool, pickled: bool = False) -> tu
     from transformers import AutoConfig
 
     try:
-        config: Any = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        ask_hub()
+        offline = False
+    except OSError:  # then only what was fetched before; its client would try again and again, and print that
+        offline = True
+    try:
+        config: Any = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, local_files_only=offline)
     except (OSError, ValueError) as error:
         raise BadInput(
             f"--model {model}",
@@ -74,6 +82,13 @@ def _weights_digest(path: Path) -> str:
     return seen.hexdigest()
 
 
+def _refuse_missing(option: str, name: str) -> None:
+    """Raise BadInput for a name that can only be a folder's, and is none: no hub is asked for it."""
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+        found = "a file" if Path(name).exists() else "no such folder"
+        raise BadInput(f"{option} {name}", found, "a folder", "Check the path.")
+
+
 def _refuse_pickled(place: str, folder: Path) -> None:
     """Raise BadInput for a folder whose weights are all pickled: to read such a file is to run what is in it."""
     pickled = [path.name for path in sorted(folder.iterdir()) if path.suffix in {".bin", ".pt", ".pth", ".pkl"}]
@@ -87,7 +102,9 @@ def find_adapter(adapter: str, pickled: bool = False) -> tuple[str, str]:
 
     Raises BadInput as `find_model` does.
     """
+    adapter = os.path.expanduser(adapter)
     folder = Path(adapter)
+    _refuse_missing("--adapter", adapter)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

