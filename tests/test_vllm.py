@@ -4,16 +4,14 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from cai.engines import Completion, Request, Sampling, Spec, open_engine
+from cai.engines import Completion, Sampling, Spec, open_engine
 from cai.engines import vllm as module
 from cai.engines.vllm import Held, VllmEngine
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
@@ -22,121 +20,9 @@ from cai.settings import ReviseSettings
 from cai.stages import revise_stage
 from cai.store import open_run
 from tests.conftest import Quiet
+from tests.fake_vllm import Fake, answers, asked, fake
 
-
-def asked(text: str = "Say something.", **changes: Any) -> Request:
-    request = Request("respond", "r1", (Message("user", text),), Sampling(8, 0.7, 0.9), seed=3)
-    return replace(request, **changes)
-
-
-# A vLLM that plays dead
-
-
-class Dead(RuntimeError):
-    pass
-
-
-@dataclass
-class Fake:
-    """What stands for vLLM: `dies` says of a prompt whether the engine dies of it; `starts` are engines so far."""
-
-    dies: Callable[[str], bool] = lambda prompt: False
-    starts: list[dict[str, Any]] = field(default_factory=list)
-    calls: list[tuple[str, Any, dict[str, Any]]] = field(default_factory=list)
-    gauges: list[Any] = field(default_factory=list)
-    made: list["FakeLLM"] = field(default_factory=list)
-    fails_to_start: int = 0
-    reasons: list[str] = field(default_factory=list)
-    fails: dict[str, Exception] = field(default_factory=dict)
-    window: int = 256
-    most: int = 64
-
-
-class FakeLLM:
-    def __init__(self, fake: Fake, arguments: dict[str, Any], tokenizer: Any) -> None:
-        if fake.fails_to_start:
-            fake.fails_to_start -= 1
-            raise RuntimeError("no room on the device")
-        fake.starts.append(arguments)
-        fake.made.append(self)
-        self.fake, self.tokenizer, self.dead = fake, tokenizer, asyncio.Event()
-        ends = SimpleNamespace(max_model_len=fake.window, try_get_generation_config=lambda: {"eos_token_id": [7, 2]})
-        scheduler = SimpleNamespace(max_num_seqs=arguments.get("max_num_seqs", fake.most))
-        self.vllm_config = SimpleNamespace(model_config=ends, scheduler_config=scheduler)
-
-    async def generate(self, prompt: Any, params: Any, number: str, **options: Any) -> AsyncIterator[Any]:
-        text = self.tokenizer.decode(prompt["prompt_token_ids"])
-        self.fake.calls.append((text, params, options))
-        if self.fake.dies(text):
-            self.dead.set()
-        else:
-            answering = asyncio.create_task(asyncio.sleep(0.01))
-            dying = asyncio.create_task(self.dead.wait())
-            await asyncio.wait([answering, dying], return_when=asyncio.FIRST_COMPLETED)
-            dying.cancel()
-        if self.dead.is_set():
-            raise Dead
-        for word, error in self.fake.fails.items():
-            if word in text:
-                raise error
-        reason = self.fake.reasons.pop() if self.fake.reasons else "stop"
-        ids = self.tokenizer("Fine.", add_special_tokens=False).input_ids
-        logprobs = [{token: SimpleNamespace(logprob=-float(n + 1)) for n, token in enumerate(params.ids)}]
-        answer = SimpleNamespace(token_ids=[*ids, 2], finish_reason=reason, logprobs=logprobs)
-        yield SimpleNamespace(prompt_token_ids=prompt["prompt_token_ids"], num_cached_tokens=5, outputs=[answer])
-
-    @property
-    def errored(self) -> bool:
-        return self.dead.is_set()
-
-    def shutdown(self) -> None:
-        self.dead.set()
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    from transformers import AutoTokenizer
-
-    from cai.engines.embedded import embedded_model
-
-    made = Fake()
-    tokenizer = AutoTokenizer.from_pretrained(embedded_model()[0])
-
-    def start(arguments: Any, stat_loggers: list[Any]) -> FakeLLM:
-        made.gauges.append(stat_loggers[0](None, 0))
-        return FakeLLM(made, vars(arguments), tokenizer)
-
-    class Arguments(SimpleNamespace):
-        __dataclass_fields__ = dict.fromkeys(
-            ("tensor_parallel_size", "dtype", "data_parallel_size", "model", "load_format")
-        )
-
-    def params(**given: Any) -> Any:
-        return SimpleNamespace(ids=given.get("logprob_token_ids", []), **given)
-
-    parts = {
-        "vllm": SimpleNamespace(AsyncEngineArgs=Arguments),
-        "vllm.v1.engine.async_llm": SimpleNamespace(
-            AsyncLLM=SimpleNamespace(from_engine_args=start), EngineDeadError=Dead, EngineGenerateError=KeyError
-        ),
-        "vllm.exceptions": SimpleNamespace(VLLMClientError=LookupError),
-        "vllm.platforms": SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: False)),
-        "vllm.sampling_params": SimpleNamespace(
-            SamplingParams=params, RequestOutputKind=SimpleNamespace(FINAL_ONLY="final")
-        ),
-    }
-    monkeypatch.setattr(module, "import_module", parts.__getitem__)
-    monkeypatch.setattr(module, "_installed", lambda: "transformers")
-    monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 0.001)
-    yield made
-
-
-def answers(requests: list[Request], spec: Spec | None = None) -> tuple[list[Any], VllmEngine]:
-    async def all_of_them() -> tuple[list[Any], VllmEngine]:
-        async with VllmEngine(spec or Spec("vllm", "embedded")) as engine:
-            return await asyncio.gather(*map(engine.complete, requests), return_exceptions=True), engine
-
-    return asyncio.run(all_of_them())
+__all__ = ["fake"]  # a fixture
 
 
 def test_an_answer_is_read_without_its_end_token_and_a_forced_word_by_its_log_probability(fake: Fake):
@@ -229,7 +115,7 @@ def test_a_start_that_fails_is_tried_again(fake: Fake):
 
     def dies(prompt: str) -> bool:
         if next(once, False):
-            fake.fails_to_start = 1
+            fake.fails_to_start = [RuntimeError("no room on the device")]
             return True
         return False
 
@@ -265,6 +151,7 @@ def test_what_changes_an_answer_is_in_the_model_s_name(fake: Fake):
     [
         ("tensor_paralel_size=2", "Did you mean 'tensor_parallel_size'?"),
         ("dtype", "no '='"),
+        ("=3", "found no name, expected name=value"),
         ("model=x", "cai sets itself"),
         ("dtype=[1", "cannot be read"),
         ("dtype=2020-01-01", "cannot be read"),

@@ -25,6 +25,7 @@ from pathlib import Path
 NAME = "CAI_ENGINE_MARK"
 # Environment and time of a start belong to one engine; and two that measure a GPU's free memory at once are both wrong.
 _ONE_AT_A_TIME = threading.Lock()
+_REMOVED = "ignore:resource_tracker"
 
 
 class Guard:
@@ -45,24 +46,16 @@ class Guard:
     @contextlib.contextmanager
     def births(self) -> Generator[None]:
         """Inside, what this thread starts carries the mark and is deaf to Ctrl-C, which a terminal sends to all."""
-        # The tracker, which removes the shared memory of processes that were killed, is to outlive them; and its own
-        # start would take the signals out of the mask again.
-        resource_tracker.ensure_running()
-        name, _, value = self.mark.partition("=")
+        # The tracker, which removes the shared memory of processes that were killed, outlives them, and so has no mark.
+        # It would complain of what it removes. And its start would take Ctrl-C out of the mask again.
+        with _environment(PYTHONWARNINGS=",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), _REMOVED)))):
+            resource_tracker.ensure_running()
         # Titles of processes would be written over the environment in /proc.
-        given = {name: value, "SPT_NOENV": "1"}
-        with _ONE_AT_A_TIME:
-            before = {name: os.environ.get(name) for name in given}
+        with _ONE_AT_A_TIME, _environment(**{NAME: self.mark.partition("=")[2], "SPT_NOENV": "1"}):
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            os.environ.update(given)
             try:
                 yield
             finally:
-                for name, value in before.items():
-                    if value is None:
-                        os.environ.pop(name, None)
-                    else:
-                        os.environ[name] = value
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def kill(self, seconds: float = 5.0) -> bool:
@@ -74,6 +67,20 @@ class Guard:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+
+@contextlib.contextmanager
+def _environment(**given: str) -> Generator[None]:
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def kill_marked(mark: str, seconds: float) -> bool:
