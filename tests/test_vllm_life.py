@@ -236,7 +236,8 @@ NO_CORE = "Engine core initialization failed. See root cause above"
         (
             ("max-model-len=9", "dtype=half"),
             refused(len=9),
-            f"--engine-option max-model-len=9: {REFUSES} (User-specified max_model_len (9) is greater than 4. Or so), {MEND}",
+            f"--engine-option max-model-len=9: {REFUSES} (User-specified max_model_len (9) is greater than 4. Or so), "
+            f"{MEND}",
         ),
         (
             ("tensor_parallel_size=4",),
