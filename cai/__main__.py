@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 
 STOPPED = b"Stopped. What is finished is kept; the same command goes on from there.\n"
 
@@ -15,7 +16,16 @@ def main() -> None:
             signal.signal(number, _stop)
     from cai.cli import main as run
 
-    run()
+    try:
+        run()
+    except SystemExit as end:
+        if end.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            # All is written. To take a model's libraries down may last longer than whoever has stopped this will wait.
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError):
+                    stream.flush()
+            os._exit(int(end.code))
+        raise
 
 
 def _open_what_is_closed() -> None:

@@ -130,6 +130,18 @@ def test_a_command_that_does_not_come_to_its_end_is_ended_in_time(
     assert forks.ended(forks.start(tmp_path, COMMANDS[command])) == 0
 
 
+def test_a_command_that_is_stopped_does_not_wait_for_its_libraries_to_be_taken_down(tmp_path: Path, forks: Forks):
+    prepare(tmp_path, forks, "revise")
+    script = "import atexit, time; atexit.register(time.sleep, 60); import cai.__main__ as m; m.main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *COMMANDS["revise"]], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        until(lambda: lines(tmp_path / "answered.txt"))
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=40)
+    assert process.returncode == 143 and told.splitlines()[-1] == KEPT
+
+
 @pytest.mark.parametrize(("number", "code"), STOPS)
 @pytest.mark.parametrize("how", [["-m", "cai"], ["-c", "import cai.__main__ as m; m.main()"]])
 def test_a_command_that_is_stopped_while_it_loads_says_so_too(tmp_path: Path, how: list[str], number: int, code: int):

@@ -4,6 +4,10 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +17,7 @@ import pytest
 
 from cai.engines import Completion, Sampling, Spec, open_engine
 from cai.engines import vllm as module
+from cai.engines.guard import kill_marked, marked
 from cai.engines.vllm import Held, VllmEngine
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
 from cai.rows import Message
@@ -313,6 +318,52 @@ def test_a_run_on_the_real_engine_outlives_it_and_loads_one_model_for_three_role
     assert drop["row_id"] == "long" and "exceed the window of 800" in drop["detail"]
     assert [row["row_id"] for row in open_run(settings.out).records("trajectories")] == [f"r{n}" for n in range(15)]
     assert 0 < len(watch.killed) <= 2, "one engine for three roles: its core, and a worker"
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)  # it starts the engine twice
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
+def test_nothing_of_the_real_engine_is_left_after_ctrl_c_while_it_loads_and_after_a_kill_while_it_works(tmp_path: Path):
+    rows = [{"id": f"r{n}", "prompt": f"Tell me a story about {n} and {n}."} for n in range(200)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-m", "cai", "generate", "prompts.jsonl", "--engine", "vllm", "--out", "run"]
+    mark = f"CAI_TEST={tmp_path}"  # all of its processes have it
+
+    def started() -> "subprocess.Popen[bytes]":
+        with (tmp_path / "log.txt").open("wb") as log:
+            return subprocess.Popen(
+                command, cwd=tmp_path, stderr=log, stdout=log, start_new_session=True,
+                env={**os.environ, "CAI_TEST": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent.parent)},
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )  # fmt: skip
+
+    def until(true: Callable[[], object], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+            time.sleep(0.05)
+
+    def spawned() -> bool:
+        lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in marked(mark)]
+        return any(b"spawn_main" in line or b"EngineCore" in line for line in lines)
+
+    try:
+        loading = started()
+        until(spawned, 400)
+        os.killpg(loading.pid, signal.SIGINT)  # as a terminal does
+        assert loading.wait(20) == 130
+        until(lambda: not marked(mark), 20)
+        told = (tmp_path / "log.txt").read_text()
+        assert told.endswith("The same command goes on from here.\n") and "Traceback" not in told
+
+        working = started()
+        until(lambda: any(path.stat().st_size for path in (tmp_path / "run" / "journal").glob("*")), 400)
+        assert len(marked(mark)) > 3
+        working.kill()
+        working.wait()
+        until(lambda: not marked(mark), 20)
+    finally:
+        kill_marked(mark, 10.0)
 
 
 def workers() -> list[int]:

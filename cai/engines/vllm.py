@@ -35,7 +35,7 @@ from cai.rows import Message
 MOST_ENDS = 5
 FIRST_PAUSE_SECONDS = 1.0
 # An engine may take this long to end in its own way; then its processes are killed.
-END_SECONDS = 5.0
+END_SECONDS = 3.0
 CPU_CACHE_BYTES = 2 << 30
 
 log = logging.getLogger(__name__)
