@@ -39,9 +39,14 @@ class Guard:
         """Start the guard process. Raises OSError if there is no room for one."""
         command = [sys.executable, "-I", "-S", __file__, self.mark, str(os.getpid())]
         nowhere = subprocess.DEVNULL  # whoever reads what this process writes must not wait for the guard's end
-        self._process = subprocess.Popen(
-            command, stdin=nowhere, stdout=nowhere, stderr=nowhere, cwd="/", start_new_session=True
-        )
+        # Whoever ends a group of processes with a signal means the guard last, also while it starts.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=nowhere, stdout=nowhere, stderr=nowhere, cwd="/", start_new_session=True
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     @contextlib.contextmanager
     def births(self) -> Generator[None]:
@@ -107,9 +112,6 @@ def marked(mark: str) -> list[int]:
 
 
 def _guard(mark: str, parent: int) -> None:
-    # Whoever ends a group of processes with a signal means this one last.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     while os.getppid() == parent:
         time.sleep(0.5)
     for _ in range(5):  # one that was just being started gets its environment in a moment
