@@ -2,16 +2,17 @@
 
     python -m benchmarks.crash --kills 200 --seed 0
 
-Each stage (`cai revise`, `cai label`, `cai export`, and an export with other settings that replaces it) is a process of
-its own, with a scripted engine that writes each call that it is asked, and each that it has answered, to files outside
-the run. Every other SIGKILL comes at a moment drawn from the time for which the stage holds its folder (not from the
-time in which it loads its libraries and writes nothing); the others in the middle of something that it does to the
-disk, drawn first by its kind, since a shard is written far more seldom than a line of the journal. A stage that ends
-before is done; one that was killed three times is let be. When all are done the next round begins in an empty folder,
-until there were so many kills.
+Each stage (`cai revise`, `cai label`, a review that is applied to the labels, `cai export`, and an export with other
+settings that replaces it) is a process of its own, with a scripted engine that writes each call that it is asked, and
+each that it has answered, to files outside the run. Every other SIGKILL comes at a moment drawn from the time for which
+the stage holds its folder (not from the time in which it loads its libraries and writes nothing); the others in the
+middle of something that it does to the disk, drawn first by its kind, since a shard is written far more seldom than a
+line of the journal. A stage that ends before is done; one that was killed three times is let be. When all are done the
+next round begins in an empty folder, until there were so many kills.
 
 After each kill, and at the end of each stage:
-- every file of the run that a reader takes for data is, byte by byte, the unbroken run's;
+- every file of the run that a reader takes for data is, byte by byte, the unbroken run's; of labels, as it was before
+  the review or after it, and if the manifest answers for them, all as before or all as after;
 - the dataset's folder is not there, or holds one of the two datasets whole;
 - every other file has a scratch name, which begins with a dot;
 - every call that was answered is in the journal, but for the one that was being written.
@@ -26,6 +27,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -44,12 +46,13 @@ from benchmarks.runs import write_prompts
 ENGINE = ["--engine", "scripted", "--model", "script.yaml", "--slots", "8"]
 STAGES = {
     "revise": ["revise", "prompts.jsonl", "--out", "run", "--shard-rows", "16", *ENGINE],
-    "label": ["label", "run", "--judge-principles", "2", *ENGINE],
+    "label": ["label", "run", "--judge-principles", "2", "--review-share", "1", *ENGINE],
+    "review": ["label", "run", "--apply-review", "filled.jsonl", "--review-share", "1"],
     "export": ["export", "run", "--out", "set"],
     "replace": ["export", "run", "--out", "set", "--test-share", "0.5"],
 }
-LOCKS = {"revise": "run/.lock", "label": "run/.lock", "export": ".set.cai-lock", "replace": ".set.cai-lock"}
-OURS = {"prompts.jsonl", "script.yaml", "asked.txt", "answered.txt", "log.txt"}
+LOCKS = {stage: ".set.cai-lock" if stage in ("export", "replace") else "run/.lock" for stage in STAGES}
+OURS = {"prompts.jsonl", "script.yaml", "filled.jsonl", "asked.txt", "answered.txt", "log.txt"}
 # An export begins anew each time, so it would hardly ever get to its end.
 KILLS_OF_A_STAGE = 3
 
@@ -75,10 +78,11 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Unbroken:
-    """The run that nobody touched: its files, the two datasets, how long each stage held its folder, and what it did to
-    the disk."""
+    """The run that nobody touched: its tables before and after the review, the two datasets, how long each stage held
+    its folder, and what it did to the disk."""
 
     folder: Path
+    unreviewed: Files
     run: Files
     sets: tuple[Files, ...]
     seconds: dict[str, float]
@@ -114,6 +118,7 @@ def crash(folder: Path, kills: int, rows: int, seed: int, say: Callable[[str], N
         while tally.kills < kills and not tally.faults:
             broken = folder / f"broken-{tally.rounds}"
             _prepare(broken, rows, seed)
+            shutil.copy(unbroken.folder / "filled.jsonl", broken)
             try:
                 _round(forks, broken, unbroken, kills, chance, tally, say)
             except StageFailed as error:
@@ -127,7 +132,11 @@ def _unbroken(forks: Forks, folder: Path, rows: int, seed: int) -> Unbroken:
     seconds: dict[str, float] = {}
     acts: dict[str, Counter[str]] = {}
     sets: list[Files] = []
+    unreviewed: Files = {}
     for stage in STAGES:
+        if stage == "review":
+            _fill_in(folder)
+            unreviewed = _tables(folder)
         pid = forks.start(folder, STAGES[stage], note=folder.with_suffix(".acts"))
         _wait_for_its_lock(forks, pid, folder / LOCKS[stage])
         begun = time.monotonic()
@@ -136,7 +145,7 @@ def _unbroken(forks: Forks, folder: Path, rows: int, seed: int) -> Unbroken:
         acts[stage] = Counter(folder.with_suffix(".acts").read_text().splitlines())
         if stage in ("export", "replace"):
             sets.append(_dataset(folder))
-    return Unbroken(folder, _tables(folder), tuple(sets), seconds, acts)
+    return Unbroken(folder, unreviewed, _tables(folder), tuple(sets), seconds, acts)
 
 
 def _round(
@@ -176,6 +185,13 @@ def _round(
 def _prepare(folder: Path, rows: int, seed: int) -> None:
     write_prompts(folder, rows, seed)
     (folder / "script.yaml").write_text("latency_seconds: 0.01\nledger: asked.txt\nanswered: answered.txt\n")
+
+
+def _fill_in(folder: Path) -> None:
+    """A review that has an answer for every third pair: neither is better, so every shard of labels changes."""
+    lines = [json.loads(line) for line in (folder / "run" / "review.jsonl").read_text().splitlines()]
+    filled = [{**line, "answer": "none" if number % 3 == 0 else None} for number, line in enumerate(lines)]
+    (folder / "filled.jsonl").write_text("".join(json.dumps(line) + "\n" for line in filled))
 
 
 def _end_of(unbroken: Unbroken, stage: str, kills: int, chance: random.Random) -> End:
@@ -222,11 +238,14 @@ def _expect(code: int | None, stage: str, folder: Path) -> None:
 
 def _look(broken: Path, unbroken: Unbroken) -> list[str]:
     """What is wrong with the files as a kill has left them."""
+    tables, states = _tables(broken), (unbroken.unreviewed, unbroken.run)
     faults = [
         f"{name} is not what the unbroken run has"
-        for name, content in _tables(broken).items()
-        if content != unbroken.run.get(name)
+        for name, content in tables.items()
+        if content not in [state.get(name) for state in states]
     ]
+    if "label" in _manifest(broken) and _labels(tables) not in [_labels(state) for state in states]:
+        faults.append("the manifest answers for labels of which some are as before the review and some as after")
     if _dataset(broken) not in ({}, *unbroken.sets):
         faults.append("the dataset's folder holds neither of the two datasets whole")
     for path in (path for path in broken.rglob("*") if path.is_file()):
@@ -243,7 +262,9 @@ def _end(broken: Path, unbroken: Unbroken) -> list[str]:
     faults += [f"{path.name} is left" for path in broken.glob(".set.cai-*")]
     if _dataset(broken) != unbroken.sets[-1]:
         faults.append("the dataset is not the unbroken run's")
-    told, wanted = (json.loads((folder / "run" / "manifest.json").read_text()) for folder in (broken, unbroken.folder))
+    if _tables(broken) != unbroken.run:
+        faults.append("the tables are not the unbroken run's")
+    told, wanted = _manifest(broken), _manifest(unbroken.folder)
     for stage in ("revise", "label"):
         for name in ("counts", "files", "settings", "models", "texts"):
             if told[stage][name] != wanted[stage][name]:
@@ -255,6 +276,16 @@ def _tables(folder: Path) -> Files:
     """Every Parquet file of the run that a reader would take for data, whatever folder it lies in."""
     run = folder / "run"
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in run.rglob("*.parquet")}
+
+
+def _labels(tables: Files) -> Files:
+    return {name: content for name, content in tables.items() if name.startswith("run/labels/")}
+
+
+def _manifest(folder: Path) -> Any:
+    """What the run's manifest says of each stage that is finished."""
+    path = folder / "run" / "manifest.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _dataset(folder: Path) -> Files:

@@ -66,7 +66,7 @@ def read_review(name: str) -> dict[str, Reviewed]:
 
 def check_review(run: Run, answers: Mapping[str, Reviewed]) -> None:
     """Raise BadInput unless every answer is about a pair of the run's labels, and about the texts that it has now."""
-    if "label" not in run.manifest():
+    if labels_entry(run) is None:
         found = "no finished labels"
         raise BadInput(str(run.folder), found, "labels to review", "Run cai label without --apply-review first.")
     if not answers:
@@ -86,26 +86,31 @@ def _shown(row: Any) -> str:
     return digest([row[name] for name in TOLD])
 
 
-def review(run: Run, answers: Mapping[str, Reviewed], share: float, seed: int) -> bool:
+def labels_entry(run: Run) -> Json | None:
+    """What the manifest says of the labels, also where a kill has broken off a review that was being entered."""
+    return run.manifest().get("label", run.reopened("label"))
+
+
+def review(run: Run, answers: Mapping[str, Reviewed], share: float, seed: int) -> None:
     """Enter people's answers into the finished labels, and write down what is to be reviewed.
 
-    Answers given before stay, unless `answers` has others. Returns whether a label has changed.
+    Answers given before stay, unless `answers` has others. Before a label changes the stage is taken out of the
+    manifest, which answers for every file; whoever calls this enters it again. Raises BadInput, CannotWrite.
     """
     given = _answers(run.folder / "reviews.jsonl") | {pair_id: one.answer for pair_id, one in answers.items()}
     if answers:
         lines = [json.dumps({"pair_id": pair_id, "answer": given[pair_id]}) + "\n" for pair_id in sorted(given)]
         write_atomically(run.folder / "reviews.jsonl", "".join(lines).encode())
-    changed = False
+    finished = "label" in run.manifest()
     for index in run.finished_shards("labels"):
         old = [Label(**row) for row in run.shard_records("labels", index)]
         new = [_reviewed(label, given.get(label.pair_id)) for label in old]
         if new != old:
-            if not changed:  # a manifest that is there answers for every file
-                run.write_manifest("label", None)
+            if finished:
+                run.reopen("label")
+                finished = False
             run.rewrite_shard("labels", index, new)
-            changed = True
     _write_questions(run, given, share, seed)
-    return changed
 
 
 def _reviewed(label: Label, answer: str | None) -> Label:

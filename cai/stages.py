@@ -33,7 +33,7 @@ from cai.inputs import Chunk, Prompts
 from cai.journal import OtherRuns, Tally
 from cai.label import judge, soft_label, tables
 from cai.pairs import NO_PAIR, RunPairs
-from cai.review import check_review, read_review, review
+from cai.review import check_review, labels_entry, read_review, review
 from cai.revise import LETTERS, Roles, generate, revise
 from cai.rows import Drop, Pair, Row
 from cai.runner import InFlight, Tables, Watch, Work, run_chunks
@@ -127,10 +127,12 @@ def _apply_review(run: Run, file: str, share: float) -> Outcome:
     """Enter people's answers into the labels that are there, whatever they were made with. No model is asked."""
     begun = time.monotonic()
     answers = read_review(file)
-    check_review(run, answers)
     with run:
-        entry = run.manifest()["label"]
-        if review(run, answers, share, entry["settings"]["seed"]):
+        check_review(run, answers)
+        entry = labels_entry(run)
+        assert entry is not None
+        review(run, answers, share, entry["settings"]["seed"])
+        if "label" not in run.manifest():  # a label has changed, now or before a kill
             entry |= {"counts": count_stage(run, "label"), "files": run.files("label", TABLES["label"])}
             run.write_manifest("label", entry)
     return Outcome("label", str(run.folder), entry, Tally(), time.monotonic() - begun)
@@ -307,9 +309,10 @@ def _open(specs: Iterable[Spec]) -> dict[Spec, Engine]:
 
 async def _run(
     stage: _Stage, source: Source, work: Work, tables: Tables, watch: Watch,
-    amend: Callable[[Run], bool] | None = None, anew: bool = False,
+    amend: Callable[[Run], None] | None = None, anew: bool = False,
 ) -> Outcome:  # fmt: skip
-    """Do what is still to do. `amend` has the last word on the finished tables, and says whether it changed them."""
+    """Do what is still to do. `amend` has the last word on the finished tables, and takes the stage out of the manifest
+    before it changes them."""
     belongs = stage.belongs()
     begun = time.monotonic()
     with Run(Path(stage.out)) as run:
@@ -326,8 +329,9 @@ async def _run(
                 run.keep_copies(stage.name, stage.copies)
         finally:
             watch.end()
-        amended = amend(run) if amend is not None else False
-        if plan.to_do() or amended or stage.name not in run.manifest():
+        if amend is not None:
+            amend(run)
+        if plan.to_do() or stage.name not in run.manifest():
             run.write_manifest(stage.name, _manifest_entry(run, stage, source, plan, belongs))
         outcome = Outcome(stage.name, stage.out, run.manifest()[stage.name], tally, time.monotonic() - begun)
     counts = outcome.entry["counts"]

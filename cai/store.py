@@ -43,6 +43,8 @@ _OLDER_SESSION = frozenset({
     "stage", "started", "seconds", "asked_calls", "reused_calls", "prompt_tokens", "cached_tokens",
     "completion_tokens", "engine_restarts", "shortened_calls",
 })  # fmt: skip
+# What the name of a stage ends with in the manifest while people's answers are entered into its finished tables.
+_REOPENED = " (being reviewed)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock: int | None = None
-        self._sums = Sums(folder, self.manifest)
+        self._sums = Sums(folder, self._entries)
 
     def __enter__(self) -> Self:
         """Take the folder. Raises BadInput if another process holds it, or if it holds something that is not a run."""
@@ -277,16 +279,36 @@ class Run:
 
     def manifest(self) -> dict[str, Json]:
         """The manifest by stage; empty if no stage has finished. Raises BadInput if it is damaged."""
+        return {name: entry for name, entry in self._entries().items() if not name.endswith(_REOPENED)}
+
+    def _entries(self) -> dict[str, Json]:
         remedy = "Remove it and give the run's commands again; no finished call is asked again."
         return read_stages(self.folder / "manifest.json", _OLDER_MANIFEST, remedy)
 
     def write_manifest(self, stage: str, entry: Json | None) -> None:
-        """Enter a finished stage, or with None take it out because it is being worked on again."""
+        """Enter a finished stage, or with None take it out because it is being worked on again.
+
+        Raises BadInput if the manifest is damaged or the folder is gone, CannotWrite.
+        """
         self.check_held()
-        stages = {name: old for name, old in self.manifest().items() if name != stage}
+        stages = {name: old for name, old in self._entries().items() if name not in (stage, stage + _REOPENED)}
         if entry is not None:
             stages[stage] = entry
         write_stages(self.folder / "manifest.json", stages)
+
+    def reopen(self, stage: str) -> None:
+        """Take a stage out because its finished tables are being rewritten, and keep its entry, see `reopened`.
+
+        So nobody takes half of them for finished, and after a kill the same command can enter the stage again.
+        Raises BadInput if the manifest is damaged or the folder is gone, CannotWrite.
+        """
+        self.check_held()
+        stages = {name + _REOPENED if name == stage else name: entry for name, entry in self._entries().items()}
+        write_stages(self.folder / "manifest.json", stages)
+
+    def reopened(self, stage: str) -> Json | None:
+        """The entry of a stage before `reopen`, if it was not entered since. Raises BadInput as `manifest` does."""
+        return self._entries().get(stage + _REOPENED)
 
     def files(self, stage: str, tables: Sequence[str]) -> list[Json]:
         """Path, rows, bytes and sha256 of every file that a stage's manifest answers for.

@@ -1,4 +1,5 @@
-"""A disk that fills up, or may not be written any more, from the n-th thing on that is done to it."""
+"""A disk that fills up, or may not be written any more, from the n-th thing on that is done to it; or a process that is
+killed there."""
 
 import errno
 import os
@@ -30,3 +31,36 @@ class Disk(Writes):
         if self.done > self.last:
             raise OSError(self.code, os.strerror(self.code))
         return self.done == self.last
+
+
+class Killed(BaseException):
+    """The process is no more: nobody clears anything up."""
+
+
+class Kill(Writes):
+    """Counts what is done below `folder`, and ends the process at the `last` of it, in the middle if it is a write.
+
+    Locks do not count: the kernel lets go of those of a process that ends, and this one does not.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.done, self.last = 0, 1 << 60
+
+    @contextmanager
+    def at(self, last: int) -> Generator[None]:
+        self.done, self.last = 0, last
+        with self.seen():
+            yield
+
+    def use(self, what: str, path: str) -> bool:
+        self.done += 1
+        if self.done > self.last or (self.done == self.last and what != "write"):
+            raise Killed
+        return self.done == self.last
+
+    def cut(self) -> None:
+        raise Killed
+
+    def holds(self, path: str) -> bool:
+        return super().holds(path) and not path.endswith("lock")

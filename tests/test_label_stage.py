@@ -230,20 +230,6 @@ def test_an_answer_about_other_texts_is_refused(folder: Path, monkeypatch: pytes
         run(folder, apply_review=str(other))
 
 
-def test_a_kill_while_a_review_is_entered_is_healed_by_the_next_run(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    use(monkeypatch, likes(is_revision))
-    run(folder, review_share=1.0)
-    line = json.loads((folder / "review.jsonl").read_text().splitlines()[0])
-    filled = write_jsonl(folder.parent / "f.jsonl", [{**line, "answer": "none"}])
-    monkeypatch.setattr(stages, "count_stage", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run(folder, apply_review=str(filled))
-    assert "label" not in open_run(str(folder)).manifest()
-    monkeypatch.undo()
-    use(monkeypatch, likes(is_revision))
-    assert run(folder).entry["counts"]["reviewed"]["n"] == 1
-
-
 def test_a_review_is_entered_whatever_the_labels_were_made_with(folder: Path, monkeypatch: pytest.MonkeyPatch):
     use(monkeypatch, likes(is_revision))
     run(folder, review_share=1.0, judge_mode="logprob", judge_principles=1, seed=3)
