@@ -5,7 +5,7 @@ so the tail of a shard never idles the engine. Rows start in input order and eac
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,7 @@ from cai.inputs import Chunk
 from cai.journal import Journal, OtherRuns, Tally
 from cai.rows import Drop, Pair, Row
 from cai.store import Run, ShardMark
+from cai.threads import in_thread
 
 # From a row (or a pair) to what is known of it in the end.
 Work = Callable[[Any, Ask], Awaitable[object]]
@@ -153,7 +154,7 @@ async def run_chunks(
         index = shard.chunk.index
         shard.open.close()
         made = tables(rows)
-        await _to_its_end(asyncio.to_thread(run.write_shard, stage, index, made, drops, mark))
+        await in_thread(partial(run.write_shard, stage, index, made, drops, mark))
         watch.shard(run.shard(list(made)[-1], index), len(rows), len(drops))
 
     try:
@@ -180,19 +181,6 @@ async def run_chunks(
         # One sentence for the user: the end that tells what to do, if there is one, else the first.
         flat = list(_flat(errors))
         raise next((error for error in flat if isinstance(error, CaiError)), flat[0]) from None
-
-
-async def _to_its_end(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Await it; if that is cancelled, only once it has ended: a thread cannot be broken off, and the run is held so
-    long."""
-    task = asyncio.ensure_future(coroutine)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # looked at, or asyncio would complain of it; what ends the run is told already
-        raise
 
 
 def _flat(error: BaseException) -> Iterable[BaseException]:

@@ -52,6 +52,7 @@ from cai.settings import (
 from cai.store import Json, Run, open_run
 from cai.temperature import gather
 from cai.templates import JUDGE, load_templates
+from cai.threads import in_thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +198,9 @@ async def export_stage(settings: ExportSettings, watch: Watch) -> Dataset:
         if stopped.is_set():
             raise CaiError("stopped")
 
-    try:
-        manifest = await asyncio.to_thread(export, run, Path(settings.out), method, command, watch.say, go_on)
-    except asyncio.CancelledError:
-        stopped.set()  # a thread cannot be broken off: it looks here between its steps, and leaves no folder
-        raise
+    # A thread cannot be broken off: it looks between its steps whether it shall go on, and leaves no folder if not.
+    work = partial(export, run, Path(settings.out), method, command, watch.say, go_on)
+    manifest = await in_thread(work, stop=stopped.set)
     return Dataset(settings.out, manifest)
 
 
