@@ -392,8 +392,15 @@ def run_cli(command: click.Command, arguments: list[str]) -> None:
     except CaiError as error:
         _fail(str(error), error.exit_code, "--debug" in arguments)
     except OSError as error:
-        # Whatever a command writes to a file is named already.
-        _fail(str(CannotWrite(str(error.filename or "standard output"), error)), 2, "--debug" in arguments)
+        _fail(str(_unnamed(error)), 2, "--debug" in arguments)
+
+
+def _unnamed(error: OSError) -> CaiError:
+    """What to say of an error that nobody has named: where a file is written, that is done at once."""
+    if error.filename is None:
+        return CannotWrite("standard output", error)
+    found = f"a file that cannot be read ({error.strerror or error})"
+    return BadInput(str(error.filename), found, "a readable file", "Check its permissions.")
 
 
 def _fail(sentence: str, code: int, debug: bool) -> NoReturn:

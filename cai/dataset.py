@@ -10,14 +10,16 @@ the trainers.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cai.files import writing
 from cai.ids import file_digest
 from cai.rows import MESSAGES, Message, as_turns, schema_of
 from cai.store import Json
@@ -138,7 +140,7 @@ def arrow_table(records: Sequence[Json], schema: Any) -> Any:
 def write_configs(folder: Path, tables: Tables) -> list[Json]:
     """Write every config that has rows, a config's splits to files of at most FILE_ROWS rows.
 
-    Returns path, rows, bytes and sha256 of each file.
+    Returns path, rows, bytes and sha256 of each file. Raises CannotWrite.
     """
     files: list[Json] = []
     for config in CONFIGS:
@@ -156,33 +158,38 @@ def write_parquet(folder: Path, path: Path, table: Any) -> Json:
     """Write and sync one file; returns what the manifest says of it. `folder` is where its path begins.
 
     Content-defined chunks keep the pages of unchanged rows unchanged, so that a hub stores a new version's difference
-    only; the page index lets a reader take single rows.
+    only; the page index lets a reader take single rows. Raises CannotWrite.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with _written(path) as file:
         pq.write_table(
             table, file, compression="zstd", row_group_size=10_000, use_content_defined_chunking=True,
             write_page_index=True,
         )  # fmt: skip
-        file.flush()
-        os.fsync(file.fileno())
     return file_entry(folder, path, table.num_rows)
 
 
 def write_json_lines(folder: Path, path: Path, records: Sequence[Json]) -> Json:
-    """Write and sync records as JSON lines; returns what the manifest says of the file."""
+    """Write and sync records as JSON lines; returns what the manifest says of the file. Raises CannotWrite."""
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     return write_text(folder, path, lines, len(records))
 
 
 def write_text(folder: Path, path: Path, text: str, rows: int = 0) -> Json:
-    """Write and sync a text; returns what the manifest says of the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    """Write and sync a text; returns what the manifest says of the file. Raises CannotWrite."""
+    with _written(path) as file:
         file.write(text.encode("utf-8"))
-        file.flush()
-        os.fsync(file.fileno())
     return file_entry(folder, path, rows)
+
+
+@contextmanager
+def _written(path: Path) -> Generator[BinaryIO]:
+    """A new file, synced in the end. It needs no scratch name: its folder has one."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def json_text(value: Json) -> str:

@@ -1,4 +1,5 @@
-"""A folder that appears in one piece, or not at all, and never takes the place of somebody else's files."""
+"""A folder that one process holds while it writes there; and one that appears in one piece, or not at all, and never
+takes the place of somebody else's files."""
 
 import errno
 import json
@@ -6,6 +7,7 @@ import os
 import shutil
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,33 +49,69 @@ def new_folder(out: Path) -> Generator[Path]:
     Raises BadInput if `out` cannot be written or replaced or another process is making it, CannotWrite if the disk is
     full.
     """
-    scratch, old, lock_file = _beside(out, "new"), _beside(out, "old"), _beside(out, "lock")
-    made = [folder for folder in scratch.parents if not folder.exists()]
+    scratch, old = _beside(out, "new"), _beside(out, "old")
+    held = hold(_beside(out, "lock"), out, "a folder", "is writing", "Wait for it, or choose another --out.")
     try:
-        held = lock.take(lock_file)
-    except lock.Held as other:
-        found = f"a folder that process {other.pid} is writing"
-        raise BadInput(f"--out {out}", found, "a free one", "Wait for it, or choose another --out.") from None
-    except OSError as error:
-        _remove_empty(made)
-        raise cannot_make(out, error) from error
-    try:
-        _finish_swap(out)
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
+        with _making(out):
+            _finish_swap(out)
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
         yield scratch
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)  # left by an export that was killed after its renames
-            os.replace(out, old)
-        os.replace(scratch, out)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        _finish_swap(out)
-        raise cannot_make(out, error) from error
+        with _making(out):
+            if out.exists():
+                shutil.rmtree(old, ignore_errors=True)  # left by an export that was killed after its renames
+                os.replace(out, old)
+            os.replace(scratch, out)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        lock.let_go(held, lock_file, remove=True)
+        held.let_go(remove=True)
+
+
+@contextmanager
+def _making(out: Path) -> Generator[None]:
+    """What is done to the folder itself; an error in what it holds is not of its making."""
+    try:
+        yield
+    except OSError as error:
+        _finish_swap(out)
+        raise cannot_make(out, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A folder's lock file that this process holds, and the folders that were made for it."""
+
+    file: Path
+    descriptor: int
+    made: Sequence[Path]
+
+    def is_there(self) -> bool:
+        """Whether the lock file still is the one that was taken."""
+        return lock.is_at(self.descriptor, self.file)
+
+    def let_go(self, remove: bool) -> None:
+        """Give it back, and with `remove` leave nothing of what was made for it."""
+        lock.let_go(self.descriptor, self.file, remove)
+        if remove:
+            _remove_empty(self.made)
+
+
+def hold(file: Path, out: Path, what: str, doing: str, remedy: str) -> Hold:
+    """Take the lock file of the folder `out`, made together with its folders if need be.
+
+    Raises BadInput if another process has it (`what` that process `doing`), or if it may not be made, CannotWrite if
+    the disk is full.
+    """
+    made = [folder for folder in file.parents if not folder.exists()]
+    try:
+        return Hold(file, lock.take(file), made)
+    except lock.Held as other:
+        found = f"{what} that process {other.pid} {doing}"
+        raise BadInput(f"--out {out}", found, "a free one", remedy) from None
+    except OSError as error:
         _remove_empty(made)
+        raise cannot_make(out, error) from error
 
 
 def cannot_make(folder: Path, error: OSError) -> BadInput | CannotWrite:

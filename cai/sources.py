@@ -65,7 +65,7 @@ def _records(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
         yield from readers[path.suffix](path)
     except OSError as error:
         raise BadInput(
-            spec, f"a file that cannot be read ({error})", "a readable file", "Check its permissions."
+            spec, f"a file that cannot be read ({error.strerror or error})", "a readable file", "Check its permissions."
         ) from error
 
 

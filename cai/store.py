@@ -19,7 +19,6 @@ compared with the sha256 that it was written with: Parquet itself would let many
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,10 +26,9 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cai import lock
 from cai.errors import BadInput
 from cai.files import write_atomically, writing
-from cai.folder import cannot_make
+from cai.folder import Hold, hold
 from cai.ids import file_digest
 from cai.rows import SCHEMAS, Drop, as_turns
 from cai.seal import Json, add_line, read_stages, sealed_lines, write_stages
@@ -99,44 +97,32 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock: int | None = None
+        self._hold: Hold | None = None
         self._sums = Sums(folder, self._entries)
 
     def __enter__(self) -> Self:
-        """Take the folder. Raises BadInput if another process holds it, or if it holds something that is not a run."""
+        """Take the folder.
+
+        Raises BadInput if another process holds it, or if it holds something that is not a run, CannotWrite if the disk
+        is full.
+        """
         if self.folder.exists() and not self.folder.is_dir():
             raise BadInput(f"--out {self.folder}", "a file", "a folder", "Choose another --out.")
         names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set[str]()
         if "settings.json" not in names and any(not name.startswith(".") for name in names):
             found, expected = "a folder with other files", "a run or an empty folder"
             raise BadInput(f"--out {self.folder}", found, expected, "Choose another --out.")
-        self._made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
-        try:
-            self._lock = lock.take(self.folder / ".lock")
-        except lock.Held as held:
-            found = f"a run that process {held.pid} is working on"
-            raise BadInput(f"--out {self.folder}", found, "a free one", "Wait for it, or end it.") from None
-        except OSError as error:
-            self._leave_nothing()
-            raise cannot_make(self.folder, error) from error
+        self._hold = hold(self.folder / ".lock", self.folder, "a run", "is working on", "Wait for it, or end it.")
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._lock is not None
-        nothing = not (self.folder / "settings.json").exists()
-        lock.let_go(self._lock, self.folder / ".lock", remove=nothing)
-        self._lock = None
-        if nothing:
-            self._leave_nothing()
-
-    def _leave_nothing(self) -> None:
-        with suppress(OSError):  # a folder that somebody else has put something into stays
-            for folder in self._made:
-                folder.rmdir()
+        assert self._hold is not None
+        self._hold.let_go(remove=not (self.folder / "settings.json").exists())
+        self._hold = None
 
     def check_held(self) -> None:
         """Raise BadInput if the folder that was taken is no longer there: what is written would be lost, or mixed."""
-        if self._lock is not None and not lock.is_at(self._lock, self.folder / ".lock"):
+        if self._hold is not None and not self._hold.is_there():
             raise BadInput(
                 str(self.folder), "no folder any more, or another one", "the one that this command works on",
                 "Leave it in its place until the command has ended, and give the command again.",
@@ -212,7 +198,8 @@ class Run:
     def remove_shard(self, stage: str, tables: Sequence[str], index: int) -> None:
         """Take a shard away, the table that stands for all of it first."""
         for path in (*(self.shard(table, index) for table in reversed(tables)), self.drops(stage, index)):
-            path.unlink(missing_ok=True)
+            with writing(path):
+                path.unlink(missing_ok=True)
 
     def write_shard(
         self, stage: str, index: int, tables: Mapping[str, Sequence[object]], drops: Sequence[Drop], mark: ShardMark
@@ -223,7 +210,8 @@ class Run:
         if drops:
             self._write(path, to_table(drops, "drops"))
         else:
-            path.unlink(missing_ok=True)
+            with writing(path):
+                path.unlink(missing_ok=True)
         footer = json.dumps(asdict(mark), sort_keys=True)
         for table, rows in tables.items():
             self._write(self.shard(table, index), to_table(rows, table).replace_schema_metadata({"cai": footer}))

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cai import journal, stages
+from cai.cli import cai, run_cli
 from cai.engines import Request
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput, CaiError, CannotWrite
@@ -99,31 +101,59 @@ def test_a_disk_that_takes_no_more_is_named_with_what_is_wrong_with_it(
     revise(folder)
 
 
-@pytest.fixture
-def nobody() -> Iterator[Path]:
-    """A folder that may be read and not written, also where the tests run as root, whom nothing is forbidden."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o555)
-        root = os.geteuid() == 0
+@contextmanager
+def as_nobody() -> Generator[None]:
+    """Let files be forbidden, also where the tests run as root, whom nothing is."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        if not os.access("constitutions/harmlessness.yaml", os.R_OK, effective_ids=True):
+            pytest.skip("this checkout is root's alone")
+        yield
+    finally:
         if root:
-            os.seteuid(65534)
-        try:
-            if not os.access("constitutions/harmlessness.yaml", os.R_OK, effective_ids=True):
-                pytest.skip("this checkout is root's alone")
-            yield folder
-        finally:
-            if root:
-                os.seteuid(0)
-            folder.chmod(0o755)
+            os.seteuid(0)
 
 
-def test_a_folder_that_may_not_be_written_is_named_and_left_as_it_is(nobody: Path, asked: Asked):
-    with pytest.raises(BadInput, match=r"/run: found a folder that cannot be written .*\(Permission denied\)"):
-        asyncio.run(
-            revise_stage(ReviseSettings(prompts="redteam", out=str(nobody / "run"), engine="scripted"), Quiet())
-        )
-    assert asked == [] and not list(nobody.iterdir())
+def test_a_folder_that_may_not_be_written_is_named_and_left_as_it_is(asked: Asked):
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        refused = pytest.raises(BadInput, match=r"/run: found a folder that cannot be written .*\(Permission denied\)")
+        with as_nobody(), refused:
+            settings = ReviseSettings(prompts="redteam", out=f"{folder}/run", engine="scripted")
+            asyncio.run(revise_stage(settings, Quiet()))
+        assert asked == [] and not os.listdir(folder)
+
+
+UNREADABLE = [
+    ("report {run}", "run/settings.json"),
+    ("report {run}", "run/sessions.jsonl"),
+    ("label {run} --engine scripted --apply-review {run}/review.jsonl", "run/review.jsonl"),
+    ("export {run} --out {set} --decontaminate {eval}", "eval.jsonl"),
+    ("export {run} --out {set}", "run/inputs/revise/constitution.yaml"),
+    ("export {run} --out {set}", "set/README.md"),
+]
+
+
+def test_a_file_that_may_not_be_read_is_named_and_nothing_is_left(asked: Asked, capsys: pytest.CaptureFixture[str]):
+    with tempfile.TemporaryDirectory() as name:
+        folder = before("", Path(name) / "a")
+        write_jsonl(folder / "eval.jsonl", [{"prompt": "question"}])
+        for path in (Path(name), *Path(name).rglob("*")):
+            path.chmod(0o777)
+        places = {place: str(folder / place) for place in ("run", "set")} | {"eval": str(folder / "eval.jsonl")}
+        for command, unreadable in UNREADABLE:
+            (folder / unreadable).chmod(0)
+            with as_nobody(), pytest.raises(SystemExit) as end:
+                run_cli(cai, [part.format(**places) for part in command.split()])
+            (folder / unreadable).chmod(0o777)
+            assert (end.value.code, capsys.readouterr().err) == (
+                2,
+                f"cai: {folder / unreadable}: found a file that cannot be read (Permission denied), expected a "
+                "readable file. Check its permissions.\n",
+            )
+            assert not list(folder.glob(".set.*"))
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, at: int, then: Callable[[], object]) -> None:
@@ -185,7 +215,7 @@ def test_a_limit_on_the_size_of_files_is_one_sentence_exit_2_and_the_same_comman
     prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": f"r{n}", "prompt": f"question {n}"} for n in range(80)])
     (tmp_path / "script.yaml").write_text(f"ledger: {tmp_path / 'ledger'}\n")
 
-    def cai(out: str, limit: int) -> subprocess.CompletedProcess[str]:
+    def limited(out: str, limit: int) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "cai", "revise", str(prompts), "--engine", "scripted", "--rows-in-flight", "1"]
         command += ["--model", str(tmp_path / "script.yaml"), "--out", str(tmp_path / out)]
         return subprocess.run(
@@ -193,7 +223,7 @@ def test_a_limit_on_the_size_of_files_is_one_sentence_exit_2_and_the_same_comman
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
         )  # fmt: skip
 
-    broken = cai("run", 60_000)
+    broken = limited("run", 60_000)
     *_, last = broken.stderr.splitlines()
     assert broken.returncode == 2 and "Traceback" not in broken.stderr
     assert last == (
@@ -201,10 +231,10 @@ def test_a_limit_on_the_size_of_files_is_one_sentence_exit_2_and_the_same_comman
         "the size of files. Raise the limit (ulimit -f), then give the same command again: it goes on from what is "
         "finished."
     )
-    assert cai("run", resource.RLIM_INFINITY).returncode == 0
+    assert limited("run", resource.RLIM_INFINITY).returncode == 0
     keys = (tmp_path / "ledger").read_text().split("\n")
     assert len(keys) - len(set(keys)) <= 1, "the call whose line was torn"
-    assert cai("unbroken", resource.RLIM_INFINITY).returncode == 0
+    assert limited("unbroken", resource.RLIM_INFINITY).returncode == 0
     assert table_bytes(tmp_path / "run") == table_bytes(tmp_path / "unbroken")
 
 

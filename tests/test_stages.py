@@ -569,7 +569,7 @@ def test_a_run_that_is_stopped_stays_held_until_its_last_shard_is_written(
             time.sleep(0.2)
             run.check_held()
             write(run, *shard)
-            held.append(run._lock is not None)
+            held.append(run._hold is not None)
 
         monkeypatch.setattr(Run, "write_shard", slowly)
         work = asyncio.ensure_future(revise_stage(settings(prompts, tmp_path / "run", limit=6), Quiet()))
