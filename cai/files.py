@@ -60,8 +60,13 @@ def write_atomically(path: Path, data: bytes) -> None:
             with suppress(OSError):
                 scratch.unlink()
             raise
-        folder = os.open(path.parent, os.O_RDONLY)  # the folder holds the name
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync a folder, which holds the names of its files. Raises OSError."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

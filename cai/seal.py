@@ -4,12 +4,13 @@
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from cai.errors import BadInput
-from cai.files import write_atomically, writing
+from cai.files import sync_folder, write_atomically, writing
 from cai.ids import digest
 
 Json = dict[str, Any]
@@ -64,12 +65,16 @@ def write_stages(path: Path, stages: Mapping[str, Json]) -> None:
 
 
 def add_line(path: Path, record: Json) -> None:
-    """Add a sealed record to a file of lines."""
+    """Add a sealed record to a file of lines; when this returns, a power cut does not take it away. Raises CannotWrite."""
     with writing(path), path.open("ab", buffering=0) as file:
+        is_new = file.tell() == 0
         # A line of its own, also behind one that a killed process has torn.
         line = b"\n" + json.dumps(sealed(record)).encode() + b"\n"
         while line:
             line = line[file.write(line) :]
+        os.fsync(file.fileno())
+        if is_new:
+            sync_folder(path.parent)
 
 
 def sealed_lines(path: Path, older: Set[str], damaged: list[str]) -> Iterator[Json]:
