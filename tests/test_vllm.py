@@ -327,6 +327,7 @@ def test_nothing_of_the_real_engine_is_left_after_ctrl_c_while_it_loads_and_afte
     rows = [{"id": f"r{n}", "prompt": f"Tell me a story about {n} and {n}."} for n in range(200)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, "-m", "cai", "generate", "prompts.jsonl", "--engine", "vllm", "--out", "run"]
+    command += ["--max-tokens", "8", "--slots", "4"]
     mark = f"CAI_TEST={tmp_path}"  # all of its processes have it
 
     def started() -> "subprocess.Popen[bytes]":
