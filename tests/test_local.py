@@ -1,5 +1,6 @@
 """Which model a name means: a folder, or an id of the hub, which is asked once whether it is there."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,6 +67,8 @@ def test_an_unknown_id_without_a_hub_is_one_sentence_at_once(monkeypatch: pytest
         raise OSError("no hub")
 
     monkeypatch.setattr(local, "ask_hub", ask)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", never)  # before it tries again
+    pauses: list[float] = []  # before its client tries again
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=pauses.append, time=time.time))
     with pytest.raises(BadInput, match="the hub has none or does not answer"):
         find_model("no-such-team/no-such-model", False)
+    assert not pauses
