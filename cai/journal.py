@@ -12,7 +12,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -48,10 +48,14 @@ class Tally:
 
 
 class OtherRuns:
-    """Calls that other runs have finished. Only their places are kept in memory, about 100 bytes a call."""
+    """Calls that other runs have finished. Only their places are kept in memory, about 100 bytes a call.
 
-    def __init__(self, runs: Iterable[Path]) -> None:
+    A run may change or go while its calls are used: what is not where it was is not found. `say` is told so, once.
+    """
+
+    def __init__(self, runs: Iterable[Path], say: Callable[[str], None] = lambda _: None) -> None:
         self._places: dict[bytes, tuple[Path, int]] = {}
+        self._say: Callable[[str], None] | None = say
         self.damaged: list[str] = []
         for run in runs:
             if not (run / "journal").is_dir():
@@ -67,9 +71,16 @@ class OtherRuns:
         place = self._places.get(bytes.fromhex(key))
         if place is None:
             return None
-        with place[0].open("rb") as file:
+        entry = None
+        with suppress(OSError), place[0].open("rb") as file:
             file.seek(place[1])
-            return _read(file.readline())
+            entry = _read(file.readline())
+        if entry is not None and entry["key"] == key:
+            return entry
+        if self._say is not None:
+            self._say(f"{place[0]} is gone or has changed since it was read; what it no longer holds is asked anew.")
+            self._say = None
+        return None
 
 
 class Journal:
@@ -87,8 +98,8 @@ class Journal:
         with writing(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-            size, links = os.fstat(self._file).st_size, os.fstat(self._file).st_nlink
-            self._has_links = links > 0  # some network disks count none
+            opened = os.fstat(self._file)
+            size, self._identity = opened.st_size, (opened.st_ino, opened.st_dev)
             # The last line may have been torn, by a kill or a full disk: then the next one ends it first.
             self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
         return self
@@ -134,10 +145,9 @@ class Journal:
         text = _ENCODER.encode(entry)
         line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
         with writing(self._path):
-            if (
-                self._has_links and os.fstat(self._file).st_nlink == 0
-            ):  # calls that nobody will find again are not worth asking
-                raise FileNotFoundError(errno.ENOENT, "the file was removed")
+            there = os.stat(self._path)
+            if (there.st_ino, there.st_dev) != self._identity:  # nobody will find again what is written now
+                raise FileNotFoundError(errno.ENOENT, "another file has its name")
             line = b"\n" + line if self._torn else line
             self._torn = True
             while line:

@@ -350,7 +350,7 @@ async def _work_through(
     """Open the engines, write down what the run belongs to, and make the shards that are not there yet."""
     settings = stage.settings
     begun, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    others = OtherRuns([Path(other) for other in settings.reuse]) if settings.reuse else None
+    others = OtherRuns([Path(other) for other in settings.reuse], watch.say) if settings.reuse else None
     for place in others.damaged if others is not None else ():
         watch.say(f"{place} is damaged and passed over.")
     used = list(dict.fromkeys(stage.roles.values()))  # one model in three roles is one engine

@@ -1,4 +1,6 @@
 import asyncio
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,38 @@ def test_calls_of_other_runs_are_used_and_copied(tmp_path: Path):
     assert ask(tmp_path / "new.jsonl", engine, REQUEST)[1].asked_calls == 0
 
 
+def other_lines(path: Path) -> None:
+    """Sound lines of the same length as before, at the same places, and each of another call."""
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(second + first)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def folder_gone(path: Path) -> None:
+    shutil.rmtree(path.parent.parent)
+
+
+@pytest.mark.parametrize("change", [other_lines, cut, Path.unlink, folder_gone])
+def test_a_run_that_changes_while_it_is_reused_never_answers_for_another_call(
+    tmp_path: Path, change: Callable[[Path], None]
+):
+    requests = [replace(REQUEST, seed=seed) for seed in (1, 2)]
+    path, said = tmp_path / "old" / "journal" / "part-00000.jsonl", list[str]()
+    ask(path, ScriptedEngine(lambda request: f"answer {request.seed}"), *requests)
+    assert len({len(line) for line in path.read_bytes().splitlines()}) == 1
+    others = OtherRuns([tmp_path / "old"], said.append)
+    change(path)
+    found, tally = ask(tmp_path / "new.jsonl", ScriptedEngine(lambda r: f"answer {r.seed}"), *requests, others=others)
+    assert [one.text for one in found] == ["answer 1", "answer 2"] and tally.asked_calls == 2
+    told = f"{path} is gone or has changed since it was read; what it no longer holds is asked anew."
+    assert said == [told], "once"
+    again, _ = ask(tmp_path / "new.jsonl", Counting(), *requests)
+    assert [one.text for one in again] == ["answer 1", "answer 2"]
+
+
 def test_a_folder_without_a_journal_cannot_be_reused(tmp_path: Path):
     with pytest.raises(BadInput, match="no journal"):
         OtherRuns([tmp_path])
@@ -178,6 +212,38 @@ def test_a_closed_journal_refuses_a_late_answer(tmp_path: Path):
             await task
 
     asyncio.run(late())
+
+
+def moved(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("moved"))
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+def replaced(path: Path) -> None:
+    path.rename(path.with_suffix(".bak"))
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("away", [moved, removed, replaced])
+def test_no_answer_goes_into_a_journal_that_has_been_taken_away(tmp_path: Path, away: Callable[[Path], None]):
+    path = tmp_path / "journal" / "part-00000.jsonl"
+    second = replace(REQUEST, seed=2)
+
+    async def one_after_another() -> None:
+        with Journal(path, Tally()) as journal:
+            await journal.ask(engine, REQUEST)
+            lines = path.read_bytes()
+            away(path)
+            with pytest.raises(CannotWrite, match=r"part-00000\.jsonl: found no such folder any more"):
+                await journal.ask(engine, second)
+            left = [other.read_bytes() for other in tmp_path.rglob("*.*") if other.is_file()]
+            assert set(left) <= {lines, b""}
+
+    engine = Counting()
+    asyncio.run(one_after_another())
 
 
 def test_the_first_of_two_entries_for_a_call_is_the_one(tmp_path: Path):
