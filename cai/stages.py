@@ -50,6 +50,7 @@ from cai.settings import (
     option_of,
 )
 from cai.store import Json, Run, open_run
+from cai.sums import stray
 from cai.temperature import gather
 from cai.templates import JUDGE, load_templates
 from cai.threads import in_thread
@@ -319,6 +320,8 @@ async def _run(
         plan = await _plan(run, stage, digest(belongs), source, anew)
         for place in run.damaged_lines():
             watch.say(f"{place} is damaged and passed over; no finished call hangs on it.")
+        for path in plan.strays:
+            watch.say(f"{path} is in no line of shards.jsonl, so it is no data: its shard is made anew.")
         tally = Tally()
         watch.begin(stage.name, plan.rows, plan.finished_rows)
         try:
@@ -387,13 +390,15 @@ async def _shortening(work: Work, item: Row | Pair, ask: Ask) -> object:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """`good` of the rows can be worked on; `gone` are shards that are there and have no rows any more."""
+    """`good` of the rows can be worked on; `gone` are shards that are there and have no rows any more; `strays` are
+    somebody else's files, in the place of shards that are still to be made."""
 
     rows: int
     good: int
     finished_rows: int
     open_chunks: Mapping[int, str]
     gone: Sequence[int]
+    strays: Sequence[Path]
     prompts_sha: str
 
     def to_do(self) -> bool:
@@ -433,10 +438,15 @@ async def _plan(run: Run, stage: _Stage, settings_sha: str, source: Source, anew
         place, _, problem = first_drop.detail.partition(": found ")
         found, _, expected = problem.rpartition(", expected ")
         raise BadInput(place, found, expected, f"None of the {rows} records can be used; this is the first.")
+    strays = run.strays(stage.name, tables)
+    own = {path for index in open_chunks for path in run.paths(stage.name, tables, index)}
+    for path in strays:
+        if path not in own or stage.name in run.manifest():
+            raise stray(path)
     gone = [index for index in run.finished_shards(tables[-1]) if index >= len(shas)]
     if gone and not anew:
         raise _too_few(stage, source.spec, rows)
-    return _Plan(rows, good, finished_rows, open_chunks, gone, digest(shas))
+    return _Plan(rows, good, finished_rows, open_chunks, gone, strays, digest(shas))
 
 
 def _too_few(stage: _Stage, spec: str, rows: int) -> BadInput:

@@ -13,10 +13,12 @@
 A shard is written beside its name, synced and renamed, its drops before it; so a finished name means a finished file,
 and a shard whose rows are there has its drops. Of a stage with several tables the last one is written last, and stands
 for all. Its footer holds the digests of its inputs and of the settings. Before a file is first read, its bytes are
-compared with the sha256 that it was written with: Parquet itself would let many a flipped one pass for data.
+compared with the sha256 that it was written with: Parquet itself would let many a flipped one pass for data. A file
+without a line in shards.jsonl is not the run's.
 """
 
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -32,7 +34,10 @@ from cai.folder import Hold, hold
 from cai.ids import file_digest
 from cai.rows import SCHEMAS, Drop, as_turns
 from cai.seal import Json, add_line, read_stages, sealed_lines, write_stages
-from cai.sums import Sums, damaged
+from cai.sums import Sums, damaged, stray
+
+# As `Run.shard` names them: a copy of one is none.
+_SHARD = re.compile(r"part-([0-9]{5}|[1-9][0-9]{5,})\.parquet")
 
 # What the records of versions held that did not seal them yet.
 _OLDER_SETTINGS = frozenset({"settings", "models", "texts"})
@@ -139,6 +144,7 @@ class Run:
         """Write down what a stage belongs to, then copies of the texts it uses, before its first row."""
         self.check_held()
         write_stages(self.folder / "settings.json", self.settings() | {stage: belongs})
+        self._sums.begin()
         self.keep_copies(stage, copies)
 
     def keep_copies(self, stage: str, copies: Mapping[str, str]) -> None:
@@ -170,13 +176,17 @@ class Run:
     def drops(self, stage: str, index: int) -> Path:
         return self.folder / "drops" / f"{stage}-{index:05d}.parquet"
 
+    def paths(self, stage: str, tables: Sequence[str], index: int) -> list[Path]:
+        """Where a shard's tables are, and its drops if it has any; the table that stands for all of it first."""
+        return [*(self.shard(table, index) for table in reversed(tables)), self.drops(stage, index)]
+
     def mark(self, stage: str, tables: Sequence[str], index: int) -> ShardMark | None:
-        """What a finished shard says of itself; None if it or its drops are not there, or nothing vouches for them.
+        """What a finished shard says of itself; None if it or its drops are not there, or not known to be cai's.
 
         Raises BadInput if one is damaged.
         """
         paths = [self.shard(table, index) for table in tables]
-        if not all(path.exists() for path in paths):
+        if not all(path.exists() and self._sums.names(path) for path in paths):
             return None
         marks: list[ShardMark] = []
         for path in paths:
@@ -187,17 +197,17 @@ class Run:
             except (pa.ArrowException, KeyError, ValueError, OSError) as error:
                 raise damaged(path, error) from error
         mark, drops = marks[-1], self.drops(stage, index)
-        if any(one != mark for one in marks) or (mark.dropped and not drops.exists()):
+        if any(one != mark for one in marks) or bool(mark.dropped) != drops.exists():
             return None
         if mark.dropped:
+            if not self._sums.names(drops):
+                return None
             self._sums.check(drops)
-            paths.append(drops)
-        # Where a line of shards.jsonl was lost, what it spoke for is made once more: its calls are in the journal.
-        return mark if not self._sums.damaged or all(self._sums.known(path) for path in paths) else None
+        return mark
 
     def remove_shard(self, stage: str, tables: Sequence[str], index: int) -> None:
         """Take a shard away, the table that stands for all of it first."""
-        for path in (*(self.shard(table, index) for table in reversed(tables)), self.drops(stage, index)):
+        for path in self.paths(stage, tables, index):
             with writing(path):
                 path.unlink(missing_ok=True)
 
@@ -233,19 +243,37 @@ class Run:
 
     def finished_shards(self, table: str) -> list[int]:
         """The numbers of the shards of a table that are there."""
-        return sorted(
-            int(path.stem.removeprefix("part-")) for path in (self.folder / table).glob("part-[0-9]*.parquet")
-        )
+        names = (_SHARD.fullmatch(path.name) for path in (self.folder / table).glob("part-*.parquet"))
+        return sorted(int(name[1]) for name in names if name is not None)
 
     def check_files(self, stage: str) -> None:
-        """Raise BadInput unless every file of a finished stage is there as its manifest has it."""
-        for file in self.manifest().get(stage, {}).get("files", ()):
-            path = self.folder / file["path"]
+        """Raise BadInput unless the files of a finished stage are those that its manifest has, each as it was."""
+        listed: dict[str, str] = self._listed(stage)
+        for name, sha256 in listed.items():
+            path = self.folder / name
             if not path.is_file():
                 found = "no such file, though the manifest has it"
                 raise BadInput(str(path), found, "the run as it was finished", f"Give cai {stage} once more.")
-            if self._sums.of(path) != file["sha256"]:
+            if self._sums.of(path) != sha256:
                 raise damaged(path, "it is not the one that its manifest has")
+        for path in self.strays(stage, sorted({Path(name).parent.name for name in listed} - {"drops"})):
+            raise stray(path)
+
+    def strays(self, stage: str, tables: Sequence[str]) -> list[Path]:
+        """The Parquet files among those of a stage that it did not write."""
+        listed = self._listed(stage)
+        globs = [*((table, "*.parquet") for table in tables), ("drops", f"{stage}-*.parquet")]
+        there = [path for folder, names in globs for path in sorted((self.folder / folder).glob(names))]
+        return [
+            path
+            for path in there
+            if not path.name.startswith(".")
+            and not (str(path.relative_to(self.folder)) in listed if listed else self._sums.names(path))
+        ]
+
+    def _listed(self, stage: str) -> dict[str, str]:
+        """The sha256 of each file of a finished stage, by its path in the run."""
+        return {file["path"]: file["sha256"] for file in self.manifest().get(stage, {}).get("files", ())}
 
     def damaged_lines(self) -> list[str]:
         """The lines of shards.jsonl and sessions.jsonl that a kill has torn or somebody has changed."""

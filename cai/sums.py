@@ -3,16 +3,19 @@
     RUN/shards.jsonl     one line for each file, from just before it has its name
     RUN/manifest.json    the same of every file of a finished stage
 
-Parquet itself would let many a flipped byte pass for data, and a run that is not finished has no manifest yet.
+Parquet itself would let many a flipped byte pass for data, and a run that is not finished has no manifest yet. Since
+the line is there before the file, one without a line is somebody else's, and no data of the run.
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 from cai.errors import BadInput
+from cai.files import write_atomically
 from cai.ids import file_digest
-from cai.seal import Json, add_line, sealed_lines
+from cai.seal import Json, add_line, sealed, sealed_lines
 
 
 class Sums:
@@ -20,10 +23,23 @@ class Sums:
 
     def __init__(self, folder: Path, manifest: Callable[[], dict[str, Json]]) -> None:
         self._folder, self._manifest = folder, manifest
-        self._written: dict[str, set[str]] | None = None
+        self._written: dict[str, set[str]] = {}
+        self._is_read = self._is_kept = False
         self._sound: set[str] = set()
         self.path = folder / "shards.jsonl"
-        self.damaged: list[str] = []
+
+    def begin(self) -> None:
+        """Make shards.jsonl, unless it is there. Where earlier versions kept none, what they wrote goes in as it is."""
+        if not self.path.exists():
+            written = {
+                path: self.known(path) or {file_digest(path)} for path in sorted(self._folder.glob("*/*.parquet"))
+            }
+            records = [
+                {"path": self._name(path), "sha256": one} for path, sums in written.items() for one in sorted(sums)
+            ]
+            write_atomically(self.path, b"".join(json.dumps(sealed(record)).encode() + b"\n" for record in records))
+            self._written |= {self._name(path): sums for path, sums in written.items()}
+            self._is_kept = True
 
     def add(self, path: Path, data: bytes) -> None:
         """Write down what a file is about to hold."""
@@ -31,6 +47,10 @@ class Sums:
         if sha256 not in known:
             add_line(self.path, {"path": self._name(path), "sha256": sha256})
             known.add(sha256)
+
+    def names(self, path: Path) -> bool:
+        """Whether a file with this name was written by cai. Where nobody wrote that down, any was."""
+        return bool(self.known(path)) or not self._is_kept
 
     def check(self, path: Path) -> None:
         """Raise BadInput unless the file is as it was written; each is looked at once."""
@@ -46,9 +66,11 @@ class Sums:
             raise BadInput(str(path), "no such file any more", "the one that was there", remedy) from error
         except OSError as error:
             raise damaged(path, error) from error
-        if self.known(path) and found not in self.known(path):
-            self._written = None  # it may have been written just now, by another process
-            if found not in self.known(path):
+        if not self._is_one_of(path, found):
+            self._is_read = False  # it may have been written just now, by another process
+            if not self.names(path):
+                raise stray(path)
+            if not self._is_one_of(path, found):
                 raise damaged(path, "its bytes are not those that were written")
         self._sound.add(self._name(path))
         return found
@@ -58,13 +80,15 @@ class Sums:
 
         A kill may come between the line in shards.jsonl and the file's name, so the one before counts as well.
         """
-        if self._written is None:
-            self._written, self.damaged = {}, []
-            for line in sealed_lines(self.path, set(), self.damaged):
-                self._written.setdefault(line["path"], set()).add(line["sha256"])
-            for file in (file for entry in self._manifest().values() for file in entry.get("files", ())):
-                self._written.setdefault(file["path"], set()).add(file["sha256"])
+        if not self._is_read:
+            self._is_read, self._is_kept = True, self.path.exists()
+            files = (file for entry in self._manifest().values() for file in entry.get("files", ()))
+            for one in (*sealed_lines(self.path, set(), []), *files):
+                self._written.setdefault(one["path"], set()).add(one["sha256"])
         return self._written.setdefault(self._name(path), set())
+
+    def _is_one_of(self, path: Path, sha256: str) -> bool:
+        return sha256 in self.known(path) if self.known(path) else self.names(path)
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self._folder))
@@ -75,3 +99,9 @@ def damaged(path: Path, error: Exception | str) -> BadInput:
     brief = " ".join(str(error).split())[:200]
     remedy = "Remove it and give the command that made it again; its calls are in the journal."
     return BadInput(str(path), f"a damaged shard ({brief})", "what cai wrote", remedy)
+
+
+def stray(path: Path) -> BadInput:
+    """What to say of a file that lies among a run's own and is none of them."""
+    remedy = "Move it away; should the run lack it then, the command that made the run makes it again."
+    return BadInput(str(path), "a file that is none of this run's", "what cai wrote, and nothing else", remedy)
