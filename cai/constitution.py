@@ -5,6 +5,7 @@ file as it lies on disk: an auditor checks it with `sha256sum`.
 """
 
 import difflib
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from cai.errors import BadInput, brief_value
 from cai.files import find_shipped, shipped_names
-from cai.ids import file_digest
 from cai.plain_yaml import read_yaml
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -124,8 +124,9 @@ def load_constitution(name: str) -> Constitution:
     problems, file, text = _check(path)
     if problems or file is None:
         raise problems[0]
+    sha = hashlib.sha256(text.encode("utf-8")).hexdigest()  # not of the file, which may be another one by now
     return Constitution(
-        file.name, file.version, file.description, file.question, tuple(file.principles), path, text, file_digest(path)
+        file.name, file.version, file.description, file.question, tuple(file.principles), path, text, sha
     )
 
 

@@ -9,6 +9,7 @@ from cai.candidates import helpful_answers
 from cai.engines import kept_loaded
 from cai.export import check_place
 from cai.hygiene import read_evaluation
+from cai.once import read_once
 from cai.runner import Watch
 from cai.settings import CalibrateSettings, ExportSettings, LabelSettings, PipelineSettings, ReviseSettings
 from cai.stages import (
@@ -51,18 +52,20 @@ async def in_order(
 ) -> Finished:
     """The stages that are given, one after another; each goes on where it stopped. Raises what they raise.
 
-    With gold pairs the judge is measured before anything is spent: `measure` raises CheckFailed if it is under the bar.
+    All of them use the constitution and the templates as they were at the beginning, whoever edits them meanwhile. With
+    gold pairs the judge is measured before anything is spent: `measure` raises CheckFailed if it is under the bar.
     """
     gold, revising = settings.calibrating(), settings.revising()
     labelling, exporting = settings.labelling(), settings.exporting()
-    await check(labelling, exporting)
     # A judge that also answers, criticises or revises is loaded once for all of it; another one needs the memory.
     both = labelling.spec() if labelling.spec() in revising.specs().values() else None
-    async with kept_loaded(both):
-        if gold is not None:
-            await measure(gold)
-        revised = await revise(revising)
-        labelled = await label(labelling)
+    with read_once():
+        await check(labelling, exporting)
+        async with kept_loaded(both):
+            if gold is not None:
+                await measure(gold)
+            revised = await revise(revising)
+            labelled = await label(labelling)
     return Finished(revised, labelled, await export(exporting))
 
 

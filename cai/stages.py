@@ -22,7 +22,7 @@ from cai.audit import TABLES, cost, count_stage
 from cai.calibrate import judge_figures, reliability_svg, temperature_figures
 from cai.calls import Ask
 from cai.checks import checks_sha
-from cai.constitution import Constitution, load_constitution
+from cai.constitution import Constitution, Principle, load_constitution
 from cai.engines import Engine, Spec, open_engine
 from cai.errors import BadInput, CaiError, CheckFailed
 from cai.export import export
@@ -32,6 +32,7 @@ from cai.ids import digest, file_digest
 from cai.inputs import Chunk, Prompts
 from cai.journal import OtherRuns, Tally
 from cai.label import judge, soft_label, tables
+from cai.once import once
 from cai.pairs import NO_PAIR, RunPairs
 from cai.review import check_review, labels_entry, read_review, review
 from cai.revise import LETTERS, Roles, generate, revise
@@ -52,7 +53,7 @@ from cai.settings import (
 from cai.store import Json, Run, open_run
 from cai.sums import stray
 from cai.temperature import gather
-from cai.templates import JUDGE, load_templates
+from cai.templates import JUDGE, Templates, load_templates
 from cai.threads import in_thread
 
 
@@ -84,7 +85,7 @@ async def generate_stage(settings: GenerateSettings, watch: Watch) -> Outcome:
 async def revise_stage(settings: ReviseSettings, watch: Watch) -> Outcome:
     """Answer, criticise and revise. Raises BadInput, EngineGaveUp."""
     prompts = _prompts("revise", settings)
-    constitution = load_constitution(settings.constitution)
+    constitution = once(load_constitution, settings.constitution)
     templates = load_templates(
         settings.templates, settings.wording, settings.few_shot == "on", constitution.principles, constitution.question
     )
@@ -122,7 +123,7 @@ async def label_stage(settings: LabelSettings, watch: Watch) -> Outcome:
 
 def _labelling_by(run: Run, settings: LabelSettings) -> Constitution:
     """The constitution that is named, or else the one that the run was revised with."""
-    return load_constitution(settings.constitution or str(run.constitution("revise") or "harmlessness"))
+    return once(load_constitution, settings.constitution or str(run.constitution("revise") or "harmlessness"))
 
 
 def _apply_review(run: Run, file: str, share: float) -> Outcome:
@@ -165,7 +166,7 @@ async def calibrate_stage(settings: CalibrateSettings, watch: Watch) -> Calibrat
     """Judge gold pairs, and measure the judge. Raises BadInput, EngineGaveUp."""
     gold = GoldPairs(settings.gold, settings.limit, settings.strict)
     gold.look()
-    constitution = load_constitution(settings.constitution)
+    constitution = once(load_constitution, settings.constitution)
     stage, work = _judging("calibrate", settings, settings.out, constitution, settings.shard_rows)
     stage = _in_its_folder(stage, settings, settings.gold)
     return _measured(await _run(stage, gold, work, tables, watch), constitution)
@@ -257,7 +258,7 @@ def _judging(
     shard_rows: int = 256, principles: Mapping[str, tuple[str, ...]] | None = None,
 ) -> tuple["_Stage", Work]:  # fmt: skip
     """A stage in which pairs are judged, and its work."""
-    templates = load_templates(settings.templates, principles=constitution.principles, names=JUDGE[settings.judge_mode])
+    templates = once(_judge_templates, settings.templates, constitution.principles, JUDGE[settings.judge_mode])
     spec = settings.spec()
     judging = _open([spec])[spec]
     texts = {"constitution": constitution.name, "constitution_sha": constitution.sha, "templates_sha": templates.sha}
@@ -267,6 +268,10 @@ def _judging(
         principles=principles,
     )  # fmt: skip
     return _Stage(name, settings, out or "", {"judge": judging}, texts, copies, shard_rows), work
+
+
+def _judge_templates(folder: str | None, principles: tuple[Principle, ...], names: tuple[str, ...]) -> Templates:
+    return load_templates(folder, principles=principles, names=names)
 
 
 class Source(Protocol):

@@ -2,11 +2,13 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 
+from cai import constitution as constitution_module
 from cai.constitution import check_constitution, json_schema, load_constitution
 from cai.errors import BadInput
 
@@ -43,6 +45,21 @@ def test_a_copy_of_its_text_has_its_digest_whatever_the_line_ends(tmp_path: Path
     path.write_bytes(change(GOOD).encode())
     loaded = load_constitution(str(path))
     assert loaded.sha == hashlib.sha256(loaded.text.encode()).hexdigest() and loaded.principles[0].id == "kind"
+
+
+def test_the_digest_is_of_the_text_that_was_read_though_somebody_saves_another_one_just_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, real = written(tmp_path, GOOD), constitution_module._check
+
+    def saved_then(path: Path) -> Any:
+        found = real(path)
+        path.write_text(GOOD.replace("kind.", "mild."))
+        return found
+
+    monkeypatch.setattr(constitution_module, "_check", saved_then)
+    loaded = load_constitution(str(path))
+    assert loaded.text == GOOD and loaded.sha == hashlib.sha256(GOOD.encode()).hexdigest()
 
 
 def test_an_example_has_two_different_answers(tmp_path: Path):

@@ -1,6 +1,7 @@
 """The whole pipeline with the scripted engine: what it ends with, and what it finds out before it spends anything."""
 
 import asyncio
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import pytest
 from datasets import load_dataset
 
 from cai import stages
+from cai.constitution import load_constitution
 from cai.engines import Engine, Request, Spec, open_engine, scripted
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput, CheckFailed
 from cai.pipeline import Finished, pipeline
 from cai.settings import CalibrateSettings, PipelineSettings, load_settings
 from cai.stages import calibrate_stage
+from cai.store import open_run
 from tests.conftest import Quiet, write_jsonl
 
 
@@ -147,6 +150,42 @@ def test_a_judge_under_the_bar_stops_it_and_other_gold_is_judged_anew(
     write_jsonl(gold, [{**records[0], "chosen": "another"}, *records[1:]])
     run(tmp_path, gold=str(gold), min_accuracy=0.0, failed_revision="keep")
     assert len(list((tmp_path / "data" / "runs").glob("calibrate-*"))) == 2
+
+
+@pytest.mark.parametrize("purpose", ["kept", "response", "revision"])
+def test_a_constitution_and_templates_that_are_edited_meanwhile_are_used_as_they_were_at_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, purpose: str
+):
+    """Edited at the first call for the gold, of revise, and at the last ones of revise."""
+    monkeypatch.chdir(tmp_path)
+    texts = load_constitution("harmlessness").text
+    (tmp_path / "mine").mkdir()
+    files = {tmp_path / "mine.yaml": texts, tmp_path / "mine" / "judge_alone.jinja": "{{ principle.comparison }} Good?"}
+    for path, text in files.items():
+        path.write_text(text)
+    asked: list[Request] = []
+
+    def answer(request: Request) -> Any:
+        asked.append(request)
+        if request.purpose == purpose:
+            (tmp_path / "mine.yaml").write_text(texts.replace("answer", "EDITED"))
+            (tmp_path / "mine" / "judge_alone.jinja").write_text("{{ principle.comparison }} EDITED?")
+        return 0.9 if request.purpose == "gate" else derived_script(request)
+
+    monkeypatch.setattr(stages, "open_engine", lambda spec: ScriptedEngine(answer))
+    gold = write_jsonl(tmp_path / "g.jsonl", [{"prompt": "q", "chosen": "good", "rejected": "x"}])
+    mine = {"constitution": "mine.yaml", "templates": "mine", "judge_mode": "pointwise", "failed_revision": "keep"}
+    finished = run(tmp_path, rows=6, gold=str(gold), **mine)
+    assert "EDITED" in (tmp_path / "mine.yaml").read_text() and {"kept", purpose} <= {one.purpose for one in asked}
+    assert not [one for one in asked for turn in one.messages if "EDITED" in turn.content]
+    made = [finished.revised.entry, finished.labelled.entry]
+    made += [open_run(str(path)).manifest()["calibrate"] for path in (tmp_path / "data" / "runs").iterdir()]
+    assert {one["texts"]["constitution_sha"] for one in made} == {sha256(texts.encode()).hexdigest()}
+    assert len(made) == 3
+    copies = list(tmp_path.rglob("inputs/*/*"))
+    assert copies and not [path for path in copies if "EDITED" in path.read_text()]
+    with pytest.raises(BadInput, match="other settings: constitution_sha"):
+        run(tmp_path, rows=6, **mine)
 
 
 @pytest.mark.parametrize(("judge", "loads"), [(None, 1), ("judge.yaml", 3)])
