@@ -8,10 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cai import stages
 from cai.audit import report
-from cai.engines import Request
-from cai.engines.scripted import ScriptedEngine
 from cai.errors import BadInput, EngineGaveUp
 from cai.store import open_run
 from tests.conftest import Quiet, table_bytes
@@ -128,14 +125,10 @@ def test_a_shard_that_is_put_there_before_the_run_has_written_its_first_is_no_da
     tmp_path: Path, made_once: Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder = before("revise", tmp_path / "a")
-
-    def gone(_: Request) -> str:
-        raise EngineGaveUp("the engine is gone")
-
-    with monkeypatch.context() as patch, pytest.raises(EngineGaveUp):
-        patch.setattr(stages, "open_engine", lambda spec: ScriptedEngine(gone))
-        revise(folder)
     answer_by_script(monkeypatch)
+    with monkeypatch.context() as patch, pytest.raises(EngineGaveUp):
+        patch.setattr("cai.store.Run.write_shard", _gone)
+        revise(folder)
     foreign_text(
         made_once / "run" / "trajectories" / "part-00000.parquet",
         folder / "run" / "trajectories" / "part-00000.parquet",
