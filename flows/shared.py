@@ -114,7 +114,7 @@ async def watched(stage: Callable[[Any, FlowWatch], Awaitable[Outcome]], setting
 
 async def load_api_key() -> None:
     """Take the servers' key from the Secret block `cai-api-key`, if there is one and the environment has none."""
-    if "CAI_API_KEY" in os.environ or "OPENAI_API_KEY" in os.environ:
+    if any(os.environ.get(name, "").strip() for name in ("CAI_API_KEY", "OPENAI_API_KEY")):
         return
     try:
         block: Any = await Secret.aload(API_KEY_BLOCK)  # type: ignore[misc]

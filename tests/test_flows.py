@@ -20,6 +20,7 @@ from prefect.exceptions import ParameterTypeError
 from prefect.testing.utilities import prefect_test_harness
 from prefect.utilities.callables import parameter_schema
 
+from cai.engines.key import server_key
 from cai.errors import CheckFailed, EngineGaveUp
 from cai.settings import (
     ExportSettings,
@@ -35,7 +36,7 @@ from flows.generate import generate
 from flows.label import label
 from flows.pipeline import pipeline
 from flows.revise import revise
-from flows.shared import API_KEY_BLOCK
+from flows.shared import API_KEY_BLOCK, load_api_key
 from tests.conftest import table_bytes, write_jsonl
 from tests.test_server import Server, chat
 
@@ -124,6 +125,32 @@ async def test_the_pipeline_ends_with_datasets_and_their_card(tmp_path: Path):
     with pytest.raises(CheckFailed, match="under --min-accuracy"):
         await pipeline(**given | {"out": str(tmp_path / "no"), "gold": str(gold), "min_accuracy": 1.0})
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "key"),
+    [({}, "block"), ({"CAI_API_KEY": ""}, "block"), ({"CAI_API_KEY": " ", "OPENAI_API_KEY": ""}, "block"),
+     ({"CAI_API_KEY": "own"}, "own"), ({"CAI_API_KEY": "", "OPENAI_API_KEY": "other"}, "other")],
+)  # fmt: skip
+async def test_the_secret_block_is_asked_where_the_environment_has_no_key_or_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], key: str
+):
+    class Block:
+        def get(self) -> str:
+            return "block"
+
+    async def block(name: str) -> Block:
+        assert name == API_KEY_BLOCK
+        return Block()
+
+    monkeypatch.setattr("flows.shared.Secret.aload", block)
+    for name in ("CAI_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    await load_api_key()
+    assert server_key() == key
 
 
 @pytest.mark.prefect
