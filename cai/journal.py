@@ -8,6 +8,7 @@ named and passed over; the call it held is asked again. Nothing is ever rewritte
 import asyncio
 import errno
 import json
+import math
 import os
 import re
 import time
@@ -18,13 +19,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from cai.engines import Completion, Engine, Request
+from cai.engines import MOST_TOKENS, Completion, Engine, Request, token_count
 from cai.errors import BadInput, CannotWrite
 from cai.files import writing
 
 _KEY = re.compile("[0-9a-f]{64}")
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 _COMPLETION_FIELDS = tuple(field.name for field in fields(Completion))
+_TOKEN_COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
 
 @dataclass(slots=True)
@@ -163,6 +165,8 @@ def _fields(completion: Completion) -> dict[str, Any]:
 def _completion(entry: dict[str, Any]) -> Completion:
     values = {name: entry[name] for name in _COMPLETION_FIELDS if name in entry}  # later versions know more fields
     values["token_ids"] = tuple(values["token_ids"])
+    # Earlier versions wrote down whatever a server told, and no table holds a number of 26 digits.
+    values |= {name: token_count(values[name]) for name in _TOKEN_COUNTS}
     if values["choice_logprobs"] is not None:
         values["choice_logprobs"] = tuple(values["choice_logprobs"])
     return Completion(**values)
@@ -201,7 +205,7 @@ def _is_entry(entry: dict[str, Any]) -> bool:
         isinstance(key, str)
         and _KEY.fullmatch(key) is not None
         and all(isinstance(entry.get(name), str) for name in ("text", "finish"))
-        and all(_is_count(entry.get(name)) for name in ("prompt_tokens", "cached_tokens", "completion_tokens"))
+        and all(_is_count(entry.get(name), most=math.inf) for name in _TOKEN_COUNTS)
         and isinstance(token_ids, list)
         and all(_is_count(one) for one in token_ids)
         and (logprobs is None or (isinstance(logprobs, list) and all(isinstance(one, float | int) for one in logprobs)))
@@ -209,5 +213,5 @@ def _is_entry(entry: dict[str, Any]) -> bool:
     )
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _is_count(value: object, most: float = MOST_TOKENS) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most

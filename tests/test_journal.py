@@ -92,6 +92,23 @@ def test_a_journal_of_an_earlier_version_is_read(tmp_path: Path, monkeypatch: py
     assert again == replace(FULL, left_out=0) and tally.asked_calls == 0
 
 
+def test_a_token_count_that_no_table_holds_is_read_as_0_and_its_call_is_kept(tmp_path: Path):
+    """Earlier versions wrote down whatever a server told."""
+    path = tmp_path / "j.jsonl"
+    ask(path, Counting(replace(FULL, prompt_tokens=10**26, cached_tokens=2**31, completion_tokens=2**31 - 1)), REQUEST)
+    engine = Counting()
+    (again,), _ = ask(path, engine, REQUEST)
+    assert again == replace(FULL, prompt_tokens=0, cached_tokens=0, completion_tokens=2**31 - 1)
+    (copied,), _ = ask(tmp_path / "other.jsonl", engine, REQUEST, others=_others(tmp_path, path))
+    assert copied == again and engine.asked == 0
+
+
+def _others(folder: Path, segment: Path) -> OtherRuns:
+    (folder / "run" / "journal").mkdir(parents=True)
+    (folder / "run" / "journal" / segment.name).write_bytes(segment.read_bytes())
+    return OtherRuns([folder / "run"])
+
+
 @pytest.mark.parametrize(("cut", "lost"), [(1, 0), (2, 1), (20, 1), (200, 1)])
 def test_a_torn_last_line_costs_only_its_own_call(tmp_path: Path, cut: int, lost: int):
     path, second = tmp_path / "j.jsonl", replace(REQUEST, seed=2)

@@ -62,6 +62,16 @@ class Request:
         )
 
 
+MOST_TOKENS = 2**31 - 1
+
+
+def token_count(value: object) -> int:
+    """A number of tokens as somebody else tells it; 0 if it is none, or more than any call has."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS:
+        return 0
+    return int(value) if value == int(value) else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What came back. `finish` is stop or length (cut off at max_tokens).
