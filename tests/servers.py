@@ -7,8 +7,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-# A status, JSON or text, and headers; or one of the ways to give no answer.
-Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]] | str
+# A status, JSON or text, and headers (":reason" stands behind the status); all as bytes; or a way to give no answer.
+Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]] | bytes | str
 Behave = Callable[[dict[str, Any], int], Answer]
 
 HANGS = "hangs"  # says nothing, and keeps the connection open
@@ -22,13 +22,15 @@ def well(body: dict[str, Any], number: int) -> Answer:
 
 
 class Server:
-    """Serves what `behave(body, number of the call)` returns. `models` is what it lists, and may be changed."""
+    """Serves what `behave(body, number of the call)` returns. `models` is what it lists, and may be changed; `listing`
+    is what it says instead."""
 
     def __init__(self, behave: Behave = well, models: list[str] | None = None, port: int = 0) -> None:
         self.calls: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.moments: list[float] = []  # when each call came
         self.behave, self.models = behave, models or ["m"]
+        self.listing: tuple[int, Any, dict[str, str]] | None = None
         self.stopped = threading.Event()
         outer, lock = self, threading.Lock()
 
@@ -37,7 +39,7 @@ class Server:
 
             def do_GET(self) -> None:
                 models = [{"id": name, "object": "model"} for name in outer.models]
-                self.answer(200, {"object": "list", "data": models}, {})
+                self.answer(*(outer.listing or (200, {"object": "list", "data": models}, {})))
 
             def do_POST(self) -> None:
                 sent = self.rfile.read(int(self.headers["Content-Length"]))
@@ -52,7 +54,10 @@ class Server:
                 said = outer.behave(body, number)
                 if said == HANGS:
                     outer.stopped.wait(20)
-                if isinstance(said, str):
+                if isinstance(said, bytes):
+                    self.close_connection = True
+                    self.wfile.write(said)
+                elif isinstance(said, str):
                     self.close_connection = True
                     if said in (CLOSES, DRIPS):
                         self.answer(200, chat(), {}, half=True)
@@ -67,7 +72,7 @@ class Server:
 
             def answer(self, status: int, said: Any, headers: dict[str, str], half: bool = False) -> None:
                 data = said.encode("utf-8") if isinstance(said, str) else json.dumps(said).encode()
-                self.send_response(status)
+                self.send_response(status, headers.get(":reason"))
                 kind = "text/html" if isinstance(said, str) else "application/json"
                 for name, value in {
                     "Content-Type": kind,
@@ -75,7 +80,8 @@ class Server:
                     "Connection": "close",
                     **headers,
                 }.items():
-                    self.send_header(name, value)
+                    if name != ":reason":
+                        self.send_header(name, value)
                 try:
                     self.end_headers()
                     self.wfile.write(data[: len(data) // 2] if half else data)

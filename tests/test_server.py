@@ -1,9 +1,11 @@
 """The server engine against small servers of our own that misbehave, on 127.0.0.1."""
 
 import asyncio
+import itertools
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,9 @@ from cai.engines import Completion, Request, Sampling, Spec, open_engine
 from cai.engines.replies import choice_logprobs
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
 from cai.rows import Message
+from cai.settings import ReviseSettings
+from cai.stages import revise_stage
+from tests.conftest import Quiet, write_jsonl
 from tests.servers import Answer, Server, chat
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -133,6 +138,36 @@ def test_an_answer_that_cannot_be_read_is_asked_again_and_in_the_end_it_is_the_s
     assert ask(good.url)[0].text == "hi there"
     with pytest.raises(EngineGaveUp, match="does not answer any more"):
         ask(serve(lambda body, n: (200, said)).url, retries=0)
+
+
+MALFORMED: dict[str, Any] = {
+    "no JSON": "{not json",
+    "deep JSON": "[" * 100_000,
+    "choices that are an object": {**chat(), "choices": {"a": 1}},
+    "a number for a choice": {**chat(), "choices": [5]},
+    "a text for a message": with_message(message="hello"),
+    "a list for content": with_message(message={"content": ["x"]}),
+    "a list for an end": with_message(finish_reason=["stop"]),
+    "a text for log-probabilities": with_message(logprobs="x"),
+    "numbers for log-probabilities": with_message(logprobs={"content": [1]}),
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_one_malformed_answer_costs_no_row(serve: Callable[..., Server], tmp_path: Path, what: str):
+    def behave(body: dict[str, Any], number: int) -> Answer:
+        gate = bool(body.get("logprobs"))
+        if gate == of_gates and next(met) == 0:
+            return 200, MALFORMED[what], {"Content-Type": "application/json"}
+        likeliest = [("Yes", -3.0), ("No", -0.1)]
+        return 200, chat("No", logprobs=likeliest) if gate else chat(f"An answer of some words, {number}.")
+
+    of_gates, met = "log-probabilities" in what, itertools.count()
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": f"r{n}", "prompt": f"question {n}"} for n in range(12)])
+    given: dict[str, Any] = {"prompts": str(prompts), "out": str(tmp_path / "run"), "endpoint": (serve(behave).url,)}
+    settings = ReviseSettings(**given, rounds=int(of_gates), principles="one")
+    counts = asyncio.run(revise_stage(settings, Quiet())).entry["counts"]
+    assert (counts["kept"], counts["dropped"], next(met)) == (12, 0, 13)
 
 
 def test_json_that_is_none_is_an_answer_that_cannot_be_read(serve: Callable[..., Server]):

@@ -1,33 +1,33 @@
 """What is found at the address of a server before it is asked anything: whether it is there, and its models."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import openai
 
-from cai.engines.faults import cause_of
-from cai.engines.key import hidden, without
+from cai.engines.connection import client_of
+from cai.engines.faults import cause_of, elsewhere
+from cai.engines.key import hidden
+from cai.engines.replies import model_names
 from cai.errors import BadInput
 
-CONNECT_SECONDS, LOOK_SECONDS = 10.0, 30.0
+LOOK_SECONDS = 30.0
 
 
 class NotThere(BadInput):
     """An endpoint at which no server answers."""
 
 
-@contextmanager
-def looking(endpoint: str, key: str) -> Generator[list[str]]:
-    """Around a request for the models of an endpoint, whose names go into the list: empty if it keeps no list.
+async def models_at(client: openai.AsyncOpenAI, endpoint: str, key: str, seconds: float) -> list[str]:
+    """The models that a server lists; empty if it keeps no list.
 
     Raises BadInput if the endpoint cannot be used, NotThere if no working server is there.
     """
-    models: list[str] = []
     try:
-        with without(key):
-            yield models
-        models[:] = [hidden(model, key) for model in models]
+        async with asyncio.timeout(seconds):
+            answer = await client.models.with_raw_response.list()
+        return [hidden(name, key) for name in model_names(answer.content)]
     except (TimeoutError, openai.APIConnectionError) as error:
         found = f"no server that answers ({cause_of(error)})"
         raise NotThere(endpoint, found, "an OpenAI-compatible server", "Start it, or mend --endpoint.") from error
@@ -37,20 +37,20 @@ def looking(endpoint: str, key: str) -> Generator[list[str]]:
     except openai.InternalServerError as error:
         found = f"the status {error.status_code}"
         raise NotThere(endpoint, found, "a server that works", "See the server's log.") from error
-    except (openai.APIError, AttributeError, TypeError, ValueError):
-        models.clear()  # a server that keeps no such list may still answer chats
+    except openai.APIError as error:
+        if address := elsewhere(error):
+            found = f"a server that sends its callers on to {address}"
+            raise BadInput(endpoint, found, "the server itself", f"Give --endpoint {address}.") from error
+        return []  # a server that keeps no such list may still answer chats
 
 
 def only_model(endpoints: list[str], key: str) -> str:
     """The one model that the first endpoint serves, of those that can be reached. Raises BadInput."""
-    timeout = openai.Timeout(LOOK_SECONDS, connect=CONNECT_SECONDS)
     for number, endpoint in enumerate(endpoints, start=1):
         try:
-            with (
-                looking(endpoint, key) as served,
-                openai.OpenAI(base_url=endpoint, api_key=key, max_retries=0, timeout=timeout) as client,
-            ):
-                served += [model.id for model in client.models.list().data]
+            # In a thread of its own: whoever opens an engine may be in an event loop.
+            with ThreadPoolExecutor(1) as alone:
+                served = alone.submit(asyncio.run, _look(endpoint, key)).result()
         except NotThere:
             if number == len(endpoints):
                 raise
@@ -60,6 +60,11 @@ def only_model(endpoints: list[str], key: str) -> str:
             raise BadInput(endpoint, found, "exactly one, since --model is not given", "Give --model.")
         return served[0]
     raise AssertionError("there is at least one endpoint")
+
+
+async def _look(endpoint: str, key: str) -> list[str]:
+    async with client_of(endpoint, key, LOOK_SECONDS) as client:
+        return await models_at(client, endpoint, key, LOOK_SECONDS)
 
 
 def base_url(endpoint: str) -> str:

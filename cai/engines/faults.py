@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import openai
 
+from cai.engines.connection import ELSEWHERE
 from cai.engines.replies import BadAnswer, short
 
 Kind = Literal["gone", "away", "silent", "failing", "busy"]
@@ -39,7 +40,12 @@ def fault_of(error: openai.APIError | BadAnswer) -> Fault | None:
         # A gateway with no server behind it, or a server that is still loading its model.
         case openai.InternalServerError(status_code=502 | 503 | 504):
             return Fault("away", said(error), retry_after)
-        case openai.InternalServerError() | openai.ConflictError() | openai.APIStatusError(status_code=408):
+        case openai.InternalServerError() | openai.ConflictError():
+            return Fault("failing", said(error), retry_after)
+        # Whoever answers so has not looked at the call: a gateway, or one that wants to be paid first.
+        case openai.APIStatusError(status_code=402 | 405 | 407 | 408):
+            return Fault("failing", said(error), retry_after)
+        case openai.APIStatusError() if error.status_code < 400:
             return Fault("failing", said(error), retry_after)
         case openai.APIStatusError():
             return None
@@ -56,6 +62,11 @@ def said(error: BaseException) -> str:
     wait = retry_after_of(error)
     words = message if isinstance(message, str) and message else error.response.reason_phrase
     return f"{error.status_code}: {short(words)}" + (f", with Retry-After {wait:g} s" if wait else "")
+
+
+def elsewhere(error: BaseException) -> str | None:
+    """The address that a server sends its callers on to, if it is another one's."""
+    return error.response.extensions.get(ELSEWHERE) if isinstance(error, openai.APIStatusError) else None
 
 
 def cause_of(error: BaseException) -> str:

@@ -18,14 +18,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import openai
-from openai.types.chat import ChatCompletion
 
 from cai.engines import Completion, Request, Sampling, Spec
-from cai.engines.addresses import CONNECT_SECONDS, LOOK_SECONDS, NotThere, base_url, looking, only_model
+from cai.engines.addresses import LOOK_SECONDS, NotThere, base_url, models_at, only_model
+from cai.engines.connection import client_of
 from cai.engines.endpoints import Endpoint, Endpoints, Turn
-from cai.engines.faults import Fault, cause_of, fault_of, retry_after_of, said
-from cai.engines.key import server_key, without
-from cai.engines.replies import BadAnswer, forced, free
+from cai.engines.faults import Fault, cause_of, elsewhere, fault_of, retry_after_of, said
+from cai.engines.key import gives_away, server_key, without
+from cai.engines.replies import BadAnswer, completion_of
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
 from cai.rows import Message, as_turns
 
@@ -60,15 +60,7 @@ class ServerEngine:
 
     async def __aenter__(self) -> Self:
         seconds = self._spec.timeout_seconds
-        self._clients = {
-            endpoint: openai.AsyncOpenAI(
-                base_url=endpoint.url,
-                api_key=self._key,
-                max_retries=0,
-                timeout=openai.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
-            )
-            for endpoint in self._endpoints.all
-        }
+        self._clients = {one: client_of(one.url, self._key, seconds) for one in self._endpoints.all}
         try:
             await self._look_at_all()
         except BaseException:
@@ -142,8 +134,7 @@ class ServerEngine:
             await self._look(endpoint)
         try:
             async with asyncio.timeout(seconds):  # the client's own time-out begins anew with every byte
-                with without(self._key):
-                    answer = await self._ask(endpoint, request)
+                answer = await self._ask(endpoint, request)
         except (TimeoutError, openai.APITimeoutError) as error:
             raise Fault("silent", f"no answer within {seconds:g} s") from error
         except openai.NotFoundError as error:
@@ -157,6 +148,9 @@ class ServerEngine:
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise EngineGaveUp(f"{endpoint.url} refuses the key ({error.status_code}). Set CAI_API_KEY.") from error
         except (openai.APIError, BadAnswer) as error:
+            if address := elsewhere(error):
+                found = f"sends its callers on to {address}, and no prompt follows it there"
+                raise EngineGaveUp(f"{endpoint.url} {found}. Give --endpoint {address}.") from error
             fault = fault_of(error)
             if fault is not None:
                 raise fault from error
@@ -186,42 +180,42 @@ class ServerEngine:
             raise Fault("gone", f"it serves {', '.join(served)}, and not '{self._served}'")
 
     async def _models(self, endpoint: Endpoint) -> list[str]:
-        with looking(endpoint.url, self._key) as models:
-            async with asyncio.timeout(min(LOOK_SECONDS, self._spec.timeout_seconds)):
-                models += [model.id for model in (await self._clients[endpoint].models.list()).data]
-        return models
+        seconds = min(LOOK_SECONDS, self._spec.timeout_seconds)
+        return await models_at(self._clients[endpoint], endpoint.url, self._key, seconds)
 
     async def _ask(self, endpoint: Endpoint, request: Request) -> Completion:
         if request.choices is not None and endpoint.logprobs:
             try:
-                answer = await self._create(endpoint, request, logprobs=True, top_logprobs=TOP_LOGPROBS)
-                return forced(answer, request.choices)
+                return await self._create(endpoint, request, logprobs=True, top_logprobs=TOP_LOGPROBS)
             except (openai.BadRequestError, openai.UnprocessableEntityError):
                 # Either the request itself is refused, and then it is again, or this server has no logprobs.
-                completion = free(await self._create(endpoint, request))
+                completion = await self._create(endpoint, request)
                 endpoint.logprobs = False
                 return completion
-        return free(await self._create(endpoint, request))
+        return await self._create(endpoint, request)
 
-    async def _create(self, endpoint: Endpoint, request: Request, **options: Any) -> ChatCompletion:
+    async def _create(self, endpoint: Endpoint, request: Request, **options: Any) -> Completion:
         one_word = request.choices is not None
         if self._spec.send_seed and not one_word and request.sampling.temperature > 0:
             options["seed"] = request.seed
         messages: Any = as_turns(request.messages)
-        try:
-            answer: Any = await self._clients[endpoint].chat.completions.create(
-                model=self._served,
-                messages=messages,
-                max_tokens=1 if one_word else request.sampling.max_tokens,
-                temperature=0.0 if one_word else request.sampling.temperature,
-                top_p=1.0 if one_word else request.sampling.top_p,
-                **options,
+        answer = await self._clients[endpoint].chat.completions.with_raw_response.create(
+            model=self._served,
+            messages=messages,
+            max_tokens=1 if one_word else request.sampling.max_tokens,
+            temperature=0.0 if one_word else request.sampling.temperature,
+            top_p=1.0 if one_word else request.sampling.top_p,
+            **options,
+        )
+        with without(self._key):
+            completion = completion_of(answer.content, request.choices if "logprobs" in options else None)
+        if gives_away(completion.text, (message.content for message in request.messages), self._key):
+            raise EngineGaveUp(
+                f"{endpoint.url} answers with the key in its text, as a gateway does that echoes what it was sent, and "
+                "nothing of it is kept. Mend it, or give another --endpoint; if the key is none that matters, set "
+                "CAI_API_KEY=none."
             )
-        except ValueError as error:
-            raise BadAnswer(f"an answer that is not JSON ({error})") from error
-        if not isinstance(answer, ChatCompletion) or not answer.choices or not answer.choices[0].message:
-            raise BadAnswer(f"an answer that is not a chat completion: {answer}")
-        return answer
+        return completion
 
     # What a failed try leads to
 
@@ -275,7 +269,7 @@ class ServerEngine:
                     for endpoint in endpoints or self._endpoints.ready():
                         with suppress(TimeoutError, openai.APIError, BadAnswer, RequestRefused):
                             async with asyncio.timeout(min(HARMLESS_SECONDS / 3, self._spec.timeout_seconds)):
-                                free(await self._create(endpoint, harmless))
+                                await self._create(endpoint, harmless)
                             return True
         return False
 
