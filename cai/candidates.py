@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from cai.dataset import Answer, DecidedPair
 from cai.errors import BadInput
+from cai.ids import file_digest
 from cai.inputs import ROLES
 from cai.label import why_none
 from cai.pairs import row_of
@@ -144,11 +145,17 @@ def _cut_off(run: Run) -> set[str]:
 def helpful_answers(source: str) -> Candidates:
     """Helpful answers to mix in: a run's responses, or a file's `messages`, or its `prompt` and `response`.
 
-    Raises BadInput if `source` is neither a run nor such a file, or if not one of its rows can be used.
+    Raises BadInput if `source` is neither a run nor such a file, if the run is not finished or not as it was finished,
+    or if not one of its rows can be used.
     """
     found = Candidates()
     if Path(source).is_dir():
-        for row in open_run(source).records("responses"):
+        run = open_run(source)
+        if "generate" in run.settings() and "generate" not in run.manifest():
+            remedy = "Run cai generate to its end."
+            raise BadInput(f"--helpful {source}", "an unfinished cai generate", "a finished one", remedy)
+        run.check_files("generate")
+        for row in run.records("responses"):
             prompt = as_messages(row["prompt"])
             cut = row["finish"] == "length"
             found.add("cut_off" if cut else Answer(HELPFUL + row["row_id"], prompt, row["response"], "helpful", ()))
@@ -161,6 +168,13 @@ def helpful_answers(source: str) -> Candidates:
             "a run with responses, or rows with 'messages', or with 'prompt' and 'response'", "Check what it holds.",
         )  # fmt: skip
     return found
+
+
+def helpful_origin(source: str) -> Json:
+    """The name of what helpful answers come from, and a digest of its rows if they are files."""
+    path = Path(source)
+    sha = open_run(source).files_sha("generate") if path.is_dir() else file_digest(path) if path.is_file() else None
+    return {"name": path.name, "sha": sha}
 
 
 def _helpful(place: str, record: Json | Unreadable) -> Answer | str:

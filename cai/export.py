@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from cai.audit import count_labels
-from cai.candidates import Candidates, helpful_answers, run_answers, run_pairs
+from cai.candidates import Candidates, helpful_answers, helpful_origin, run_answers, run_pairs
 from cai.card import card
 from cai.constitution import Constitution, load_constitution
 from cai.dataset import (
@@ -132,6 +132,7 @@ def _fill(
         | {"decontaminate": [evaluation.name for evaluation in evaluations]}
         | {"helpful": Path(method.helpful).name if method.helpful is not None else None},
         "run": _origin(run),
+        "helpful": helpful_origin(method.helpful) if method.helpful is not None else None,
         "evaluation_sets": [{"name": evaluation.name, "sha256": evaluation.sha256} for evaluation in evaluations],
         "counts": _config_counts(sft, preference, tables, left_out_kto),
         "view_left_out": dict(sorted(view.left_out.items())),

@@ -5,7 +5,7 @@ from itertools import combinations, groupby, pairwise
 from typing import Literal
 
 from cai.errors import BadInput
-from cai.ids import digest, first_of_two, sample_row_id
+from cai.ids import first_of_two, sample_row_id
 from cai.inputs import Chunk
 from cai.rows import Drop, Pair, as_messages
 from cai.store import Json, Run
@@ -99,8 +99,7 @@ def row_of(pair: Json, origin: str) -> str:
 
 def made_of(run: Run) -> str:
     """A digest of the rows that a run's pairs are made of, by its manifest."""
-    stage = next((stage for table, stage in _TABLES.items() if run.finished_shards(table)), "")
-    return digest([[file["path"], file["sha256"]] for file in run.manifest().get(stage, {}).get("files", [])])
+    return run.files_sha(next((stage for table, stage in _TABLES.items() if run.finished_shards(table)), ""))
 
 
 def _pair(pair_id: str, row: Json, first: tuple[str, str], second: tuple[str, str], position: int) -> Pair:

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from cai.errors import BadInput
 from cai.files import write_atomically, writing
 from cai.folder import Hold, hold
-from cai.ids import file_digest
+from cai.ids import digest, file_digest
 from cai.rows import SCHEMAS, Drop, as_turns
 from cai.seal import Json, add_line, read_stages, sealed_lines, write_stages
 from cai.sums import Sums, damaged, stray
@@ -274,6 +274,10 @@ class Run:
     def _listed(self, stage: str) -> dict[str, str]:
         """The sha256 of each file of a finished stage, by its path in the run."""
         return {file["path"]: file["sha256"] for file in self.manifest().get(stage, {}).get("files", ())}
+
+    def files_sha(self, stage: str) -> str:
+        """A digest of the files of a finished stage, by its manifest."""
+        return digest([[name, sha256] for name, sha256 in self._listed(stage).items()])
 
     def damaged_lines(self) -> list[str]:
         """The lines of shards.jsonl and sessions.jsonl that a kill has torn or somebody has changed."""

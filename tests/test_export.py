@@ -529,6 +529,35 @@ def test_a_run_gives_helpful_answers_but_not_those_that_were_cut_off(tmp_path: P
         make(some_run(tmp_path / "again", 9), tmp_path / "out2", helpful=str(tmp_path / "run"))
 
 
+def test_helpful_answers_are_those_of_a_run_that_is_finished_and_whole_and_the_manifest_says_which(tmp_path: Path):
+    other = write_run(tmp_path / "other", shard_rows=2, responses=[response(name) for name in "abcde"])
+    run = some_run(tmp_path / "run", 9)
+
+    def helpful() -> dict[str, Any]:
+        return make(run, tmp_path / "out", helpful=str(other.folder))
+
+    with other:
+        other.belong("generate", {"settings": {}, "models": {}, "texts": {}}, {})
+    with pytest.raises(BadInput, match=r"--helpful .*other: found an unfinished cai generate, expected a finished one"):
+        helpful()
+    with other:
+        other.write_manifest("generate", {"counts": {}, "files": other.files("generate", TABLES["generate"])})
+    manifest = helpful()
+    assert manifest["answers"]["helpful"] == 5
+    assert manifest["helpful"] == {"name": "other", "sha": other.files_sha("generate")}
+    shard, extra = other.shard("responses", 2), other.shard("responses", 3)
+    shard.rename(extra)
+    with pytest.raises(BadInput, match=r"part-00002\.parquet: found no such file.*Give cai generate once more"):
+        helpful()
+    shutil.copy(extra, shard)
+    with pytest.raises(BadInput, match=r"part-00003\.parquet: found a file that is none of this run's"):
+        helpful()
+    extra.unlink()
+    assert helpful() == manifest
+    file = write_jsonl(tmp_path / "h.jsonl", [{"prompt": text("q"), "response": text("a")}])
+    assert make(run, tmp_path / "out", helpful=str(file))["helpful"] == {"name": "h.jsonl", "sha": file_digest(file)}
+
+
 def test_a_run_with_nothing_to_train_on_is_refused_and_leaves_nothing(tmp_path: Path):
     run = write_run(tmp_path / "run", trajectories=[trajectory("r")])
     with pytest.raises(BadInput, match='"not_judged": 1'):
