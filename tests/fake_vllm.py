@@ -36,6 +36,7 @@ class Fake:
     fails_to_start: list[Exception] = field(default_factory=list)
     at_start: Callable[[], object] = lambda: None
     at_end: Callable[[], object] = lambda: None
+    refuses_adapter: Exception | None = None
     reasons: list[str] = field(default_factory=list)
     fails: dict[str, Exception] = field(default_factory=dict)
     window: int = 256
@@ -84,6 +85,11 @@ class FakeLLM:
     def errored(self) -> bool:
         return self.dead.is_set()
 
+    async def add_lora(self, adapter: Any) -> bool:
+        if self.fake.refuses_adapter is not None:
+            raise self.fake.refuses_adapter
+        return True
+
     def shutdown(self) -> None:
         self.dead.set()
         self.fake.at_end()
@@ -114,6 +120,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
             AsyncLLM=SimpleNamespace(from_engine_args=start), EngineDeadError=Dead, EngineGenerateError=KeyError
         ),
         "vllm.exceptions": SimpleNamespace(VLLMClientError=LookupError),
+        "vllm.lora.request": SimpleNamespace(LoRARequest=lambda *told: told),
         "vllm.platforms": SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: False)),
         "vllm.sampling_params": SimpleNamespace(
             SamplingParams=params, RequestOutputKind=SimpleNamespace(FINAL_ONLY="final")

@@ -72,3 +72,19 @@ def test_an_unknown_id_without_a_hub_is_one_sentence_at_once(monkeypatch: pytest
     with pytest.raises(BadInput, match="the hub has none or does not answer"):
         find_model("no-such-team/no-such-model", False)
     assert not pauses
+
+
+@pytest.mark.parametrize("config", ["{", "{}", "[]", '{"r": 0}', '{"r": "8"}', '{"r": 8, "rank_pattern": {"q": null}}'])
+def test_a_folder_whose_settings_tell_of_no_adapter_is_refused(tmp_path: Path, config: str):
+    (tmp_path / "adapter_config.json").write_text(config)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
+    with pytest.raises(BadInput, match=r"tells of no LoRA adapter"):
+        find_adapter(str(tmp_path))
+
+
+def test_an_adapter_without_weights_is_refused_and_one_with_them_tells_its_rank(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text('{"r": 8, "rank_pattern": {"q": 24}}')
+    with pytest.raises(BadInput, match="a folder without weights"):
+        find_adapter(str(tmp_path))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
+    assert find_adapter(str(tmp_path)).rank == 24

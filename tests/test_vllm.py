@@ -184,7 +184,7 @@ def test_a_folder_without_a_tokenizer_is_refused_in_one_sentence(fake: Fake, tmp
 
 def test_weights_and_adapters_are_safetensors_unless_asked_otherwise(fake: Fake, tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     folder, asked = str(tmp_path), ("load_format=pt",)
     for spec in (Spec("vllm", folder), Spec("vllm", "embedded", adapter=folder)):

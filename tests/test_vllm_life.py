@@ -1,13 +1,15 @@
 """Starts and ends of the vLLM engine that go wrong: nothing is left running, and a user is told in one sentence."""
 
 import asyncio
+import json
 import logging
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
@@ -15,6 +17,7 @@ from typing_extensions import TypedDict
 
 from cai.engines import Spec
 from cai.engines import vllm as module
+from cai.engines import vllm_options as options
 from cai.engines.guard import marked
 from cai.engines.vllm import VllmEngine
 from cai.errors import BadInput, EngineGaveUp
@@ -291,3 +294,32 @@ def test_vllm_is_not_heard_before_it_has_read_what_it_may_say(fake: Fake, monkey
     program = "import cai, logging; print(logging.getLogger('vllm.triton_utils.importing').level)"
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == str(logging.ERROR)
+
+
+def adapter(folder: Path, **told: Any) -> str:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 40, **told}))
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    return str(folder)
+
+
+def test_an_adapter_has_room_for_its_rank_and_one_that_does_not_fit_is_refused_before_the_first_call(
+    fake: Fake, tmp_path: Path
+):
+    spec = Spec("vllm", "embedded", adapter=adapter(tmp_path / "mine", rank_pattern={"q_proj": 48}))
+    (answer,), _ = answers([asked()], spec)
+    assert answer.text == "Fine." and fake.starts[0]["max_lora_rank"] == 64
+    assert fake.calls[0][2]["lora_request"] == ("adapter", 1, spec.adapter)
+    fake.refuses_adapter, before = ValueError("its q_proj has another shape"), len(fake.calls)
+    with pytest.raises(BadInput, match=r"^--adapter \S+mine: found what vLLM refuses \(its q_proj has another shape\)"):
+        answers([asked()], spec)
+    assert len(fake.calls) == before and len(fake.starts) == 2 and fake.made[-1].dead.is_set(), "and nothing is left"
+
+
+def test_how_the_model_is_run_is_no_option_and_what_has_no_value_is_told_without_vllm(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(options, "import_module", lambda name: pytest.fail("it takes seconds"))
+    for one, words in (("runner=pooling", "sets itself"), ("dtype", "no '='"), ("=3", "no name")):
+        with pytest.raises(BadInput, match=words):
+            options.engine_options((one,))

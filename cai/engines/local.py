@@ -1,7 +1,9 @@
 """Which model a name means, for engines that load it themselves: embedded, a local folder, or a Hugging Face id."""
 
 import hashlib
+import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +99,19 @@ def _refuse_pickled(place: str, folder: Path) -> None:
         raise BadInput(place, f"pickled weights ({pickled[0]}), which can run code", "safetensors", remedy)
 
 
-def find_adapter(adapter: str, pickled: bool = False) -> tuple[str, str]:
-    """Folder of a LoRA adapter, fetched from the hub if it is an id, and its name with revision.
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter: its folder, its name with a fingerprint, and the highest rank of its matrices."""
 
-    Raises BadInput as `find_model` does.
-    """
+    folder: str
+    name: str
+    rank: int
+
+
+def find_adapter(adapter: str, pickled: bool = False) -> Adapter:
+    """The LoRA adapter in a folder, or one of the hub, which is fetched. Raises BadInput as `find_model` does."""
     adapter = os.path.expanduser(adapter)
-    folder = Path(adapter)
+    folder, place = Path(adapter), f"--adapter {adapter}"
     _refuse_missing("--adapter", adapter)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -113,10 +121,21 @@ def find_adapter(adapter: str, pickled: bool = False) -> tuple[str, str]:
             folder = Path(snapshot_download(adapter))
         except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
             found = f"no local folder of that name, and the hub has none or does not answer ({brief(error)})"
-            raise BadInput(f"--adapter {adapter}", found, "a LoRA adapter", "Check the spelling.") from error
-    if not (folder / "adapter_config.json").is_file():
-        found = "a folder without adapter_config.json"
-        raise BadInput(f"--adapter {adapter}", found, "a LoRA adapter saved by peft", "Check the path.")
+            raise BadInput(place, found, "a LoRA adapter", "Check the spelling.") from error
+    expected, remedy = "a LoRA adapter saved by peft", "Check the path."
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        raise BadInput(place, "a folder without adapter_config.json", expected, remedy)
+    try:
+        told: Any = json.loads(config.read_bytes())
+        ranks: list[Any] = [told["r"], *(told.get("rank_pattern") or {}).values()]
+        if any(type(rank) is not int or rank < 1 for rank in ranks):
+            raise TypeError("a rank that is no whole number from 1 on")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        found = f"an adapter_config.json that tells of no LoRA adapter ({brief(error)})"
+        raise BadInput(place, found, expected, remedy) from error
     if not pickled:
-        _refuse_pickled(f"--adapter {adapter}", folder)
-    return str(folder), f"{Path(adapter).name}@{folder_fingerprint(folder)}"
+        _refuse_pickled(place, folder)
+        if not any(folder.glob("*.safetensors")):
+            raise BadInput(place, "a folder without weights", expected, remedy)
+    return Adapter(str(folder), f"{Path(adapter).name}@{folder_fingerprint(folder)}", max(ranks))

@@ -26,7 +26,7 @@ from cai.engines import Completion, Request, Sampling, Spec
 from cai.engines.chat import choice_ids, encode, end_ids, prompt_of, refuse_without_template
 from cai.engines.guard import Guard
 from cai.engines.local import find_adapter, find_model
-from cai.engines.vllm_options import ONLY_SPEED, engine_options, installed_package, refusal, told
+from cai.engines.vllm_options import ONLY_SPEED, engine_options, installed_package, rank_of, refusal, told
 from cai.errors import BadInput, EngineGaveUp, RequestRefused, brief
 from cai.ids import digest
 from cai.rows import Message
@@ -86,9 +86,11 @@ class VllmEngine:
         self._spec, self._options = spec, engine_options(spec.options)
         asked = "load_format" in self._options  # then whoever asked may have pickled weights
         self._source, self._revision, self.model = find_model(spec.model or "embedded", spec.trust_remote_code, asked)
-        self._adapter, adapter = find_adapter(spec.adapter, asked) if spec.adapter else (None, None)
+        self._adapter = find_adapter(spec.adapter, asked) if spec.adapter else None
         told = {name: value for name, value in self._options.items() if name not in ONLY_SPEED}
-        self.model += (f"+{adapter}" if adapter else "") + (f" {json.dumps(told, sort_keys=True)}" if told else "")
+        self.model += (f"+{self._adapter.name}" if self._adapter else "") + (
+            f" {json.dumps(told, sort_keys=True)}" if told else ""
+        )
         self._most, self._trust_remote_code = spec.slots, spec.trust_remote_code
         self._ranks: int = self._options.get("data_parallel_size", 1)
         self._numbers = itertools.count()
@@ -109,7 +111,9 @@ class VllmEngine:
             refuse_without_template(self._tokenizer, self._source)
             self._guard.watch()
             self._llm: Any = await self._started()
+            await self._load_adapter()
         except BadInput:
+            await self._clear()
             raise
         except Exception as error:  # whatever a library finds wrong with what a user has given
             await self._clear()
@@ -223,6 +227,18 @@ class VllmEngine:
                 await self._clear()
             raise
 
+    async def _load_adapter(self) -> None:
+        """Load it before it is asked for: one that does not fit the model would end the engine at every call."""
+        if self._lora is not None:
+            try:
+                await self._llm.add_lora(self._lora)
+            except Exception as error:
+                await self._end(self._llm)
+                expected, remedy = "one that was trained for this model", "Check --adapter and --model."
+                raise BadInput(
+                    f"--adapter {self._spec.adapter}", f"what vLLM refuses ({told(error)})", expected, remedy
+                ) from error
+
     async def _end(self, llm: Any) -> None:
         """End an engine, in its own way if that comes to an end, and what it leaves behind."""
         ending = asyncio.create_task(asyncio.to_thread(llm.shutdown))
@@ -245,6 +261,7 @@ class VllmEngine:
             # A CPU has blocks of 128 by default, too coarse for short shared prefixes, and compiles for minutes.
             **({"block_size": 32, "enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES} if on_cpu else {}),
             **({"max_num_seqs": self._most} if self._most else {}),
+            **({"max_lora_rank": rank_of(self._adapter.rank)} if self._adapter else {}),
             **self._options,
         }
         arguments = vllm.AsyncEngineArgs(
@@ -266,7 +283,7 @@ class VllmEngine:
         self._takes_seeds = not on_cpu
         self._lora: Any = None
         if self._adapter:
-            self._lora = import_module("vllm.lora.request").LoRARequest("adapter", 1, self._adapter)
+            self._lora = import_module("vllm.lora.request").LoRARequest("adapter", 1, self._adapter.folder)
         self._window: int = llm.vllm_config.model_config.max_model_len
         generation: Any = llm.vllm_config.model_config.try_get_generation_config()
         self._stops = end_ids(self._tokenizer, generation.get("eos_token_id"))

@@ -27,16 +27,14 @@ ONLY_SPEED = {
 # What cai sets itself, and what must not come to stand in a name.
 OURS = {
     *("model", "revision", "tokenizer", "trust_remote_code", "scheduling_policy", "enable_lora", "disable_log_stats"),
-    "hf_token",
+    *("hf_token", "runner", "convert"),
 }
 
 
 def engine_options(given: tuple[str, ...]) -> dict[str, Any]:
     """vLLM's engine arguments from "name=value", with values as in YAML. Raises BadInput for one that it has not."""
-    if not given:  # the import takes seconds
-        return {}
-    known = set(import_module("vllm").AsyncEngineArgs.__dataclass_fields__) - OURS
     options: dict[str, Any] = {}
+    known: set[str] = set()
     for one in given:
         name, equals, value = one.partition("=")
         place = f"--engine-option {one}"
@@ -47,6 +45,7 @@ def engine_options(given: tuple[str, ...]) -> dict[str, Any]:
             raise BadInput(place, "no name", "name=value, such as tensor_parallel_size=2", "Mend it.")
         if name in OURS:
             raise BadInput(place, "an argument that cai sets itself", "another", "Leave it out.")
+        known = known or set(import_module("vllm").AsyncEngineArgs.__dataclass_fields__) - OURS  # it takes seconds
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             remedy = (
@@ -65,6 +64,11 @@ def engine_options(given: tuple[str, ...]) -> dict[str, Any]:
         if name.endswith("_parallel_size") and not (type(options[name]) is int and options[name] > 0):
             raise BadInput(place, f"'{value}'", "a whole number from 1 on", "Mend it.")
     return options
+
+
+def rank_of(rank: int) -> int:
+    """The least that vLLM's max_lora_rank may be for an adapter of this rank."""
+    return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
 
 
 def refusal(error: Exception, spec: Spec) -> BadInput:
