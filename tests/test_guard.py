@@ -44,7 +44,8 @@ for again in range(2):
     with guard.births():
         subprocess.Popen([sys.executable, "-I", sys.argv[1]])
 subprocess.Popen([sys.executable, "-I", sys.argv[1], "other"])
-print(guard.mark, guard._process.pid, flush=True)
+sys.stdout.write(f"{guard.mark} {guard._process.pid}\\n")  # at once, since the others write to the same pipe
+sys.stdout.flush()
 time.sleep(300)
 """
 
@@ -72,6 +73,7 @@ def test_all_that_an_engine_has_started_ends_when_its_process_is_killed_and_noth
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as starter:
         assert starter.stdout is not None
         said = [starter.stdout.readline().split() for _ in range(6)]
+        assert sorted(map(len, said)) == [2] * 6 or starter.kill(), said
         ((mark, guard),) = [words for words in said if words[0].startswith("CAI_")]
         pids = {int(pid) for pid, _ in (words for words in said if not words[0].startswith("CAI_"))}
         assert len(pids) == 5 and set(marked(mark)) < pids, "two engines, their workers, and one that is none of them"
