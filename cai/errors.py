@@ -40,6 +40,8 @@ _UNWRITABLE = {
     errno.ENOENT: ("no such folder any more", "the one that was there", "Leave it alone while a command works there"),
     errno.ENOTDIR: ("a file where a folder belongs", "the folder", "Move the file away"),
     errno.EEXIST: ("a file where a folder belongs", "the folder", "Move the file away"),
+    errno.ELOOP: ("a link where a file belongs", "the file", "Move the link away"),
+    errno.EISDIR: ("a folder where a file belongs", "the file", "Move the folder away"),
 }
 
 

@@ -43,6 +43,11 @@ def writing(path: Path) -> Generator[None]:
         raise CannotWrite(str(path), error) from error
 
 
+def no_link(path: str, flags: int) -> int:
+    """An `opener` for `open` that opens no file through a link that has its name: another one would be written."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside the name, sync, rename: a finished name means a finished file, also after a power cut.
 
@@ -51,7 +56,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     scratch = path.with_name(f".{path.name}.tmp")
     with writing(path):
         try:
-            with scratch.open("wb") as file:
+            with suppress(FileNotFoundError):
+                scratch.unlink()  # left by a killed process; or a link, and what it leads to is somebody's
+            with scratch.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

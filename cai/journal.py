@@ -99,7 +99,7 @@ class Journal:
             self._finished.setdefault(entry["key"], entry)
         with writing(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             opened = os.fstat(self._file)
             size, self._identity = opened.st_size, (opened.st_ino, opened.st_dev)
             # The last line may have been torn, by a kill or a full disk: then the next one ends it first.

@@ -11,6 +11,8 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cai.errors import CannotWrite
+
 # How often to look again, and how long between, where the holder has not written down its pid yet, or is just removing
 # the folder. Counted, not timed: a machine with too much to do may stop either process for seconds.
 _TRIES = 100
@@ -28,19 +30,32 @@ class Held(Exception):
 def take(path: Path) -> int:
     """Take the lock file, made together with its folder if need be; returns its descriptor, for `let_go`.
 
-    Raises Held if another process has it, OSError if it cannot be made or written.
+    Raises Held if another process has it, CannotWrite if it is a link, OSError if it cannot be made or written.
     """
     for left in reversed(range(_TRIES)):
         with suppress(FileNotFoundError):  # the folder was removed since: by whoever had made it for nothing
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            lock = _opened(path)
             if _is_free(lock, path, is_last_try=left == 0):
+                if os.fstat(lock).st_nlink > 1:  # somebody's file has this name too: leave it to them, as it is
+                    path.unlink()
+                    os.close(lock)
+                    continue
                 with _given_back_on_error(lock, path):
                     os.ftruncate(lock, 0)
                     os.pwrite(lock, str(os.getpid()).encode(), 0)
                 return lock
         time.sleep(_PAUSE_SECONDS)
     raise FileNotFoundError(errno.ENOENT, "the folder comes and goes", str(path))
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # in a shared folder, a link to whatever its owner wants to see emptied
+            raise CannotWrite(str(path), error) from None
+        raise
 
 
 def _is_free(lock: int, path: Path, is_last_try: bool) -> bool:

@@ -66,7 +66,7 @@ def write_stages(path: Path, stages: Mapping[str, Json]) -> None:
 
 def add_line(path: Path, record: Json) -> None:
     """Add a sealed record to a file of lines; then a power cut does not take it away. Raises CannotWrite."""
-    with writing(path), path.open("ab", buffering=0) as file:
+    with writing(path), open(path, "ab", buffering=0, opener=no_link) as file:
         is_new = file.tell() == 0
         # A line of its own, also behind one that a killed process has torn.
         line = b"\n" + json.dumps(sealed(record)).encode() + b"\n"

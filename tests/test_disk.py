@@ -200,6 +200,58 @@ def test_a_journal_that_is_taken_away_ends_the_run_before_more_is_asked(
     revise(folder)
 
 
+SCRATCH = ["settings.json", "shards.jsonl", "manifest.json", "inputs/revise/constitution.yaml"]
+SCRATCH += ["trajectories/part-00000.parquet", "drops/revise-00001.parquet"]
+
+
+def test_what_another_put_under_the_name_of_a_scratch_file_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Asked
+):
+    """A link, in a folder that several people share; the run is as it would be without."""
+    folder, victim = before("revise", tmp_path / "a"), tmp_path / "victim"
+    revise(before("revise", tmp_path / "b"))
+    victim.write_text("somebody's")
+    real = stages.Run.belong
+
+    def first_linked(run: Any, *given: Any) -> None:
+        for name in SCRATCH:
+            path = folder / "run" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_name(f".{path.name}.tmp").symlink_to(victim)
+        real(run, *given)
+
+    monkeypatch.setattr(stages.Run, "belong", first_linked)
+    revise(folder)
+    assert victim.read_text() == "somebody's" and not scratch(folder)
+    assert table_bytes(folder / "run") == table_bytes(tmp_path / "b" / "run") != {}
+
+
+@pytest.mark.parametrize("name", ["journal/part-00000.jsonl", "shards.jsonl", "sessions.jsonl"])
+def test_nothing_is_added_to_a_file_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Asked, name: str
+):
+    folder, victim = before("revise", tmp_path / "a"), tmp_path / "victim"
+    path = folder / "run" / name
+    victim.write_text("somebody's")
+    real = stages.Run.belong
+
+    def then_linked(run: Any, *given: Any) -> None:
+        real(run, *given)
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to(victim)
+
+    with monkeypatch.context() as patch, pytest.raises(CannotWrite) as told:
+        patch.setattr(stages.Run, "belong", then_linked)
+        revise(folder)
+    assert str(told.value).startswith(
+        f"{path}: found a link where a file belongs, expected the file. Move the link away"
+    )
+    assert victim.read_text() == "somebody's"
+    path.unlink()
+    revise(folder)
+
+
 def test_what_cannot_be_written_in_a_worker_thread_comes_out_as_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

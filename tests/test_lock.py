@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cai import lock
-from cai.errors import BadInput
+from cai.errors import BadInput, CannotWrite
 from cai.export import KIND
 from cai.folder import new_folder, refuse_other_files
 from cai.store import Run, open_run
@@ -161,3 +162,25 @@ def test_the_lock_of_another_process_is_not_removed_with_ones_own(tmp_path: Path
     path.write_text("another's")
     lock.let_go(held, path, remove=True)
     assert path.read_text() == "another's"
+
+
+@pytest.mark.parametrize("made", [os.symlink, os.link])
+def test_a_lock_that_leads_to_another_file_empties_nothing(tmp_path: Path, made: Callable[[Path, Path], None]):
+    victim = tmp_path / "victim"
+    victim.write_text("somebody's")
+    (tmp_path / "run").mkdir()
+    for link, take in (
+        (tmp_path / "run" / ".lock", lambda: Run(tmp_path / "run")),
+        (tmp_path / ".set.cai-lock", lambda: new_folder(tmp_path / "set")),
+    ):
+        made(victim, link)
+        if made is os.symlink:
+            with (
+                pytest.raises(CannotWrite, match=r"lock: found a link where a file belongs, expected the file"),
+                take(),
+            ):
+                raise AssertionError("a link was followed")
+        else:
+            with take():
+                assert link.read_text() == str(os.getpid())
+        assert victim.read_text() == "somebody's"
