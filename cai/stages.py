@@ -69,7 +69,7 @@ class Outcome:
 
 
 async def generate_stage(settings: GenerateSettings, watch: Watch) -> Outcome:
-    """Answer the prompts. Raises BadInput, EngineGaveUp."""
+    """Answer the prompts. Raises BadInput, CannotWrite, EngineGaveUp, and CheckFailed if no row is kept."""
     prompts = _prompts("generate", settings)
     templates = load_templates(settings.templates, names=["respond"])
     engines = _open([settings.spec()])
@@ -83,7 +83,7 @@ async def generate_stage(settings: GenerateSettings, watch: Watch) -> Outcome:
 
 
 async def revise_stage(settings: ReviseSettings, watch: Watch) -> Outcome:
-    """Answer, criticise and revise. Raises BadInput, EngineGaveUp."""
+    """Answer, criticise and revise. Raises BadInput, CannotWrite, EngineGaveUp, and CheckFailed if no row is kept."""
     prompts = _prompts("revise", settings)
     constitution = once(load_constitution, settings.constitution)
     templates = load_templates(
@@ -108,9 +108,10 @@ async def revise_stage(settings: ReviseSettings, watch: Watch) -> Outcome:
 
 
 async def label_stage(settings: LabelSettings, watch: Watch) -> Outcome:
-    """Judge pairs of a run's answers, into the run's own folder. Raises BadInput, EngineGaveUp.
+    """Judge pairs of a run's answers, into the run's own folder.
 
     People's answers (`apply_review`) come before the judge's; what is to be reviewed is in review.jsonl afterwards.
+    Raises BadInput, CannotWrite, EngineGaveUp, and CheckFailed if there are pairs and none of them is kept.
     """
     run = open_run(settings.run)
     if settings.apply_review is not None:
@@ -163,7 +164,10 @@ class Calibration:
 
 
 async def calibrate_stage(settings: CalibrateSettings, watch: Watch) -> Calibration:
-    """Judge gold pairs, and measure the judge. Raises BadInput, EngineGaveUp."""
+    """Judge gold pairs, and measure the judge.
+
+    Raises BadInput, CannotWrite, EngineGaveUp, and CheckFailed if no pair is kept.
+    """
     gold = GoldPairs(settings.gold, settings.limit, settings.strict)
     gold.look()
     constitution = once(load_constitution, settings.constitution)
@@ -173,7 +177,10 @@ async def calibrate_stage(settings: CalibrateSettings, watch: Watch) -> Calibrat
 
 
 async def constitution_stage(settings: ConstitutionTestSettings, watch: Watch) -> Calibration:
-    """Judge a constitution's own examples, each by its principle. Raises BadInput, EngineGaveUp."""
+    """Judge a constitution's own examples, each by its principle.
+
+    Raises BadInput, CannotWrite, EngineGaveUp, and CheckFailed if no example is kept.
+    """
     constitution = load_constitution(settings.constitution)
     examples = ConstitutionPairs(constitution)
     stage, work = _judging("calibrate", settings, settings.out, constitution, principles=examples.principles)
@@ -191,7 +198,7 @@ class Dataset:
 
 
 async def export_stage(settings: ExportSettings, watch: Watch) -> Dataset:
-    """Write a run's answers and labels as datasets. Raises BadInput."""
+    """Write a run's answers and labels as datasets. Raises BadInput, CannotWrite."""
     run, method = open_run(settings.run), settings.export_method(settings.seed)
     command = repeat("cai export", settings)
     stopped = threading.Event()
@@ -331,7 +338,7 @@ async def _run(
         watch.begin(stage.name, plan.rows, plan.finished_rows)
         try:
             if plan.to_do():
-                await _work_through(run, stage, plan, source, work, tables, tally, watch)
+                await _work_through(run, stage, belongs, plan, source, work, tables, tally, watch)
             else:
                 run.keep_copies(stage.name, stage.copies)
         finally:
@@ -353,8 +360,9 @@ async def _run(
 
 
 async def _work_through(
-    run: Run, stage: _Stage, plan: "_Plan", source: Source, work: Work, tables: Tables, tally: Tally, watch: Watch
-) -> None:
+    run: Run, stage: _Stage, belongs: Json, plan: "_Plan", source: Source, work: Work, tables: Tables, tally: Tally,
+    watch: Watch,
+) -> None:  # fmt: skip
     """Open the engines, write down what the run belongs to, and make the shards that are not there yet."""
     settings = stage.settings
     begun, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
@@ -365,7 +373,6 @@ async def _work_through(
     async with AsyncExitStack() as engines:
         for engine in used if plan.good else ():
             await engines.enter_async_context(engine)
-        belongs = stage.belongs()
         run.belong(stage.name, belongs, stage.copies)
         run.write_manifest(stage.name, None)
         for index in plan.gone:
