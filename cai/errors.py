@@ -78,7 +78,17 @@ def brief(error: BaseException) -> str:
 
 
 def brief_value(value: object) -> str:
-    """A value that somebody gave, as it is written in a sentence of ours."""
+    """A value that somebody gave, as it is written in a sentence of ours.
+
+    What other values lie in is only named by its kind: who gives an object where a word is expected, such as an address
+    with its key, means to be understood and not to be quoted.
+    """
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list | tuple | set):
+        return "a list"
+    if isinstance(value, bytes):
+        return "binary data"
     try:
         return repr(value)[:200]
     except ValueError:  # Python writes out no number of more than 4300 digits

@@ -23,8 +23,9 @@ def read_yaml(text: str) -> tuple[Any, yaml.Node | None]:
         raise ValueError(f"aliases that unfold to {size} characters, more than {LONGEST}")
     try:
         return yaml.safe_load(text), node
-    except (KeyError, IndexError, AttributeError, TypeError) as error:  # "!!bool maybe", "!!int ''", "!!timestamp no"
-        raise ValueError("a value that is not of the kind that its tag (!!) names") from error
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError):  # "!!bool maybe", "!!int ''", 2026-02-30
+        # Not from the error, which shows the value.
+        raise ValueError("a date that is none, or a value that is not of the kind that its tag (!!) names") from None
 
 
 class _Shallow(yaml.SafeLoader):

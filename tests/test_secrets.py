@@ -19,7 +19,7 @@ import pytest
 from cai.engines import Spec, open_engine
 from cai.errors import BadInput, CaiError, EngineGaveUp, RequestRefused
 from cai.rows import Message
-from cai.settings import GenerateSettings
+from cai.settings import GenerateSettings, load_settings
 from cai.stages import generate_stage
 from cai.store import open_run
 from tests.conftest import Quiet, write_jsonl
@@ -198,6 +198,29 @@ def everything_of(error: BaseException) -> str:
     while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(before)
     return "".join(traceback.format_exception(error)) + "".join(repr(one) + repr(vars(one)) for one in chain)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "endpoint: {url: http://a, api_key: sk-planted}",
+        "endpoint: [{url: http://a, api_key: sk-planted}]",
+        "endpoint: [[sk-planted]]",
+        "endpoint: !!binary c2stcGxhbnRlZA==",
+        'endpoint:\n  - url: http://a\n    api_key: "sk-planted',
+        "api_key: sk-planted",
+        "api_key: @sk-planted",
+        "endpoint: http://a: sk-planted",
+        "? {api_key: sk-planted}\n: 5",
+        "retries: !!int sk-planted",
+    ],
+)
+def test_a_key_in_a_file_of_settings_is_not_shown_when_the_file_is_refused(tmp_path: Path, settings: str):
+    (tmp_path / "c.yaml").write_text(settings)
+    with pytest.raises(BadInput) as refused:
+        load_settings(GenerateSettings, str(tmp_path / "c.yaml"), {"prompts": "p", "out": "o"})
+    assert str(refused.value).startswith(f"{tmp_path / 'c.yaml'}:")
+    assert "planted" not in "".join(traceback.format_exception(refused.value))
 
 
 @pytest.mark.parametrize(
