@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.errors import BadInput
-from cai.files import sync_folder, write_atomically, writing
+from cai.files import no_link, sync_folder, write_atomically, writing
 from cai.ids import digest
 
 Json = dict[str, Any]
