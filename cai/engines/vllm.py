@@ -80,6 +80,7 @@ class VllmEngine:
         if os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR") == "ERROR":
             # Its CPU build warns of this before it has read its own settings, in every process.
             logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         # A forked child would hold this process's locks and open files, the run's among them, for as long as it lives,
         # and carry no mark of its guard's.
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
@@ -271,7 +272,7 @@ class VllmEngine:
             scheduling_policy="priority",
             enable_lora=self._adapter is not None,
             disable_log_stats=True,
-            **{"load_format": "safetensors", **given},
+            **{"load_format": "safetensors", "use_tqdm_on_load": False, **given},
         )
         with self._guard.births():
             if self._closing:  # the imports take long, and this thread cannot be broken off
