@@ -1,14 +1,15 @@
 """What people say of pairs: which ones they are asked about, and how their answers come before the judge's.
 
-    RUN/review.jsonl    to be filled in: pair_id, prompt, a, b, and "answer": null
-    RUN/reviews.jsonl   the answers that were given so far, one a line
+    RUN/review.jsonl         to be filled in: pair_id, prompt, a, b, and "answer": null
+    RUN/reviews.jsonl        the answers so far, one a line, each with the digest of the texts that were shown
+    RUN/review-unused.jsonl  filled-in lines of review.jsonl about pairs that the run has no more, where there are any
 
 Whoever reviews sees neither the judge's opinion nor where an answer comes from.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,26 +43,34 @@ def read_review(name: str) -> dict[str, Reviewed]:
     if not path.is_file():
         raise BadInput(f"--apply-review {name}", "no such file", "a filled-in review.jsonl", "Check the path.")
     answers: dict[str, Reviewed] = {}
+    for place, record in _lines(path):
+        pair_id, answer, shown = record["pair_id"], record["answer"], record.get("shown")
+        if answer in (None, ""):
+            continue
+        if answer not in ANSWERS:
+            raise BadInput(place, f"the answer {json.dumps(answer)[:40]}", ", ".join(ANSWERS), "Mend that line.")
+        if pair_id in answers and answers[pair_id].answer != answer:
+            found = f"another answer for '{pair_id}' than in {answers[pair_id].place}"
+            raise BadInput(place, found, "one answer for each pair", "Remove one of them.")
+        answers[pair_id] = Reviewed(answer, place, _shown(record) if set(TOLD) <= record.keys() else shown)
+    return answers
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Json]]:
+    """The lines of a review file with their places. Raises BadInput for one that cannot be read."""
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
         try:
             record: Any = json.loads(line, object_pairs_hook=each_key_once)
-            pair_id, answer = record["pair_id"], record["answer"]
-            shown = _shown(record) if set(TOLD) <= record.keys() else None
+            if not isinstance(record["pair_id"], str) or "answer" not in record:
+                raise KeyError("answer")
+            digest(record)  # a text that no file can hold
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             found, remedy = f"a line that cannot be read ({brief(error)})", "Start from the run's review.jsonl."
             raise BadInput(place, found, "pair_id and answer", remedy) from error
-        if answer in (None, ""):
-            continue
-        if not isinstance(pair_id, str) or answer not in ANSWERS:
-            raise BadInput(place, f"the answer {json.dumps(answer)[:40]}", ", ".join(ANSWERS), "Mend that line.")
-        if pair_id in answers and answers[pair_id].answer != answer:
-            found = f"another answer for '{pair_id}' than in {answers[pair_id].place}"
-            raise BadInput(place, found, "one answer for each pair", "Remove one of them.")
-        answers[pair_id] = Reviewed(answer, place, shown)
-    return answers
+        yield place, record
 
 
 def check_review(run: Run, answers: Mapping[str, Reviewed]) -> None:
@@ -91,16 +100,30 @@ def labels_entry(run: Run) -> Json | None:
     return run.manifest().get("label", run.reopened("label"))
 
 
-def review(run: Run, answers: Mapping[str, Reviewed], share: float, seed: int) -> None:
+def review(run: Run, answers: Mapping[str, Reviewed], share: float, seed: int, say: Callable[[str], None]) -> None:
     """Enter people's answers into the finished labels, and write down what is to be reviewed.
 
-    Answers given before stay, unless `answers` has others. Before a label changes the stage is taken out of the
-    manifest, which answers for every file; whoever calls this enters it again. Raises BadInput, CannotWrite.
+    Answers given before stay, unless `answers` has others; one about other texts than the pair has now decides nothing.
+    Before a label changes the stage is taken out of the manifest, which answers for every file; whoever calls this
+    enters it again. Raises BadInput, CannotWrite.
     """
-    given = _answers(run.folder / "reviews.jsonl") | {pair_id: one.answer for pair_id, one in answers.items()}
+    texts = {row["pair_id"]: _shown(row) for row in run.records("pairs", list(TOLD))}
+    path = run.folder / "reviews.jsonl"
+    every = (read_review(str(path)) if path.is_file() else {}) | dict(answers)
     if answers:
-        lines = [json.dumps({"pair_id": pair_id, "answer": given[pair_id]}) + "\n" for pair_id in sorted(given)]
-        write_atomically(run.folder / "reviews.jsonl", "".join(lines).encode())
+        told = (
+            {"pair_id": name, "answer": one.answer, "shown": one.shown or texts.get(name)}
+            for name, one in every.items()
+        )
+        lines = [json.dumps(record) + "\n" for record in sorted(told, key=lambda record: str(record["pair_id"]))]
+        write_atomically(path, "".join(lines).encode())
+    outdated = [name for name, one in every.items() if name in texts and one.shown not in (None, texts[name])]
+    if outdated:
+        say(
+            f"{path}: {len(outdated)} answers are about other texts than the run has now, that of '{outdated[0]}' "
+            "first. They stay there and decide nothing."
+        )
+    given = {name: one.answer for name, one in every.items() if name in texts and name not in outdated}
     finished = "label" in run.manifest()
     for index in run.finished_shards("labels"):
         old = [Label(**row) for row in run.shard_records("labels", index)]
@@ -110,21 +133,18 @@ def review(run: Run, answers: Mapping[str, Reviewed], share: float, seed: int) -
                 run.reopen("label")
                 finished = False
             run.rewrite_shard("labels", index, new)
-    _write_questions(run, given, share, seed)
+    _write_questions(run, given, texts, share, seed, say)
 
 
 def _reviewed(label: Label, answer: str | None) -> Label:
     return replace(label, reviewed=answer, chosen=answer or label.judged)
 
 
-def _answers(path: Path) -> dict[str, str]:
-    """The answers in a file of ours that may not be there yet. Raises BadInput."""
-    return {pair_id: one.answer for pair_id, one in read_review(str(path)).items()} if path.is_file() else {}
-
-
-def _write_questions(run: Run, given: Mapping[str, str], share: float, seed: int) -> None:
+def _write_questions(
+    run: Run, given: Mapping[str, str], texts: Mapping[str, str], share: float, seed: int, say: Callable[[str], None]
+) -> None:
     """Every pair that the judge did not decide, and of the others a share of each stratum, in an order by hash, so that
-    a part of the file, filled in, is a sample too."""
+    a part of the file, filled in, is a sample too. What somebody has written into the file stays."""
     columns = ["pair_id", "a_from", "b_from"]
     origins = {row["pair_id"]: (row["a_from"], row["b_from"]) for row in run.records("pairs", columns)}
     asked: set[str] = set()
@@ -138,19 +158,40 @@ def _write_questions(run: Run, given: Mapping[str, str], share: float, seed: int
             strata.setdefault((won, min(3, int(row["margin"]))), []).append(row["pair_id"])
     for pair_ids in strata.values():
         asked.update(sorted(pair_ids, key=lambda one: _rank(seed, one))[: math.ceil(share * len(pair_ids))])
+    path = run.folder / "review.jsonl"
     try:
-        begun = _answers(run.folder / "review.jsonl")  # filled in, and not applied yet
+        begun = {record["pair_id"]: record for _, record in _lines(path)} if path.is_file() else {}
+        read_review(str(path)) if begun else {}
     except BadInput:  # somebody is writing in it: leave it to them
         return
-    asked |= begun.keys()
-    filled = {**begun, **given}
+    touched = {name: record for name, record in begun.items() if record["answer"] or record.keys() - {*TOLD, "answer"}}
+    gone = {name for name, record in touched.items() if not (name in texts and _is_about(record, texts[name]))}
+    _set_aside(run.folder / "review-unused.jsonl", [touched[name] for name in sorted(gone)], say)
+    asked |= touched.keys() - gone
     rows = [row for row in run.records("pairs") if row["pair_id"] in asked]
     rows.sort(key=lambda row: _rank(seed, row["pair_id"]))
-    questions: list[Json] = [
-        {name: row[name] for name in TOLD} | {"answer": filled.get(row["pair_id"])} for row in rows
-    ]
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in questions]
-    write_atomically(run.folder / "review.jsonl", "".join(lines).encode())
+    lines: list[str] = []
+    for row in rows:
+        name = row["pair_id"]
+        written: Json = touched[name] if name in touched and name not in gone else {}
+        told = {one: row[one] for one in TOLD} | {"answer": given.get(name, written.get("answer"))}
+        lines.append(
+            json.dumps({**told, **{key: written[key] for key in written if key not in told}}, ensure_ascii=False)
+        )
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _is_about(record: Json, shown: str) -> bool:
+    return not set(TOLD) <= record.keys() or _shown(record) == shown
+
+
+def _set_aside(path: Path, records: list[Json], say: Callable[[str], None]) -> None:
+    """Keep what people wrote about pairs that the run has no more."""
+    there = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    new = [line for line in (json.dumps(record, ensure_ascii=False) for record in records) if line not in there]
+    if new:
+        write_atomically(path, "".join(f"{line}\n" for line in [*there, *new]).encode())
+        say(f"{len(new)} lines that somebody has filled in are about pairs that are no more; they are in {path}.")
 
 
 def _rank(seed: int, pair_id: str) -> str:

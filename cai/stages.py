@@ -115,10 +115,10 @@ async def label_stage(settings: LabelSettings, watch: Watch) -> Outcome:
     """
     run = open_run(settings.run)
     if settings.apply_review is not None:
-        return _apply_review(run, settings.apply_review, settings.review_share)
+        return _apply_review(run, settings.apply_review, settings.review_share, watch)
     pairs = RunPairs(run, settings.pairs, settings.limit)
     stage, work = _judging("label", settings, settings.run, _labelling_by(run, settings))
-    amend = partial(review, answers={}, share=settings.review_share, seed=settings.seed)
+    amend = partial(review, answers={}, share=settings.review_share, seed=settings.seed, say=watch.say)
     return await _run(stage, pairs, work, tables, watch, amend, settings.replace)
 
 
@@ -127,7 +127,7 @@ def _labelling_by(run: Run, settings: LabelSettings) -> Constitution:
     return once(load_constitution, settings.constitution or str(run.constitution("revise") or "harmlessness"))
 
 
-def _apply_review(run: Run, file: str, share: float) -> Outcome:
+def _apply_review(run: Run, file: str, share: float, watch: Watch) -> Outcome:
     """Enter people's answers into the labels that are there, whatever they were made with. No model is asked."""
     begun = time.monotonic()
     answers = read_review(file)
@@ -135,7 +135,7 @@ def _apply_review(run: Run, file: str, share: float) -> Outcome:
         check_review(run, answers)
         entry = labels_entry(run)
         assert entry is not None
-        review(run, answers, share, entry["settings"]["seed"])
+        review(run, answers, share, entry["settings"]["seed"], watch.say)
         if "label" not in run.manifest():  # a label has changed, now or before a kill
             entry |= {"counts": count_stage(run, "label"), "files": run.files("label", TABLES["label"])}
             run.write_manifest("label", entry)

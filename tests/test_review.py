@@ -41,9 +41,12 @@ def labelled(tmp_path: Path, asked: Asked) -> Path:
     return tmp_path / "a"
 
 
-def label(folder: Path, **changes: Any) -> None:
+def label(folder: Path, **changes: Any) -> list[str]:
+    """What is said meanwhile."""
     settings = LabelSettings(run=str(folder / "run"), engine="scripted", judge_principles=1, **changes)
-    asyncio.run(label_stage(settings, Quiet()))
+    watch = Quiet()
+    asyncio.run(label_stage(settings, watch))
+    return watch.said
 
 
 def review(folder: Path) -> None:
@@ -110,3 +113,54 @@ def test_labels_that_are_being_made_anew_are_not_finished_by_the_review_that_was
         label(half_reviewed(labelled), seed=3, replace=True)
     with pytest.raises(BadInput, match="found no finished labels"):
         review(labelled)
+
+
+def with_other_texts(labelled: Path) -> Path:
+    """A run with pairs of the same names, and other texts in them."""
+    prompts = write_jsonl(labelled.parent / "q.jsonl", [{"id": f"r{n}", "prompt": f"query {n}"} for n in range(6)])
+    folder = labelled.parent / "b"
+    settings = ReviseSettings(
+        prompts=str(prompts), out=str(folder / "run"), engine="scripted", rounds=1, gate="off", revision_tries=1,
+        principles="one",
+    )  # fmt: skip
+    asyncio.run(revise_stage(settings, Quiet()))
+    return folder
+
+
+def questions(folder: Path, name: str = "review.jsonl") -> list[Any]:
+    return [json.loads(line) for line in (folder / "run" / name).read_text().splitlines()]
+
+
+def test_answers_decide_nothing_of_texts_that_nobody_was_shown(labelled: Path):
+    review(labelled)
+    other = with_other_texts(labelled)
+    shutil.copy(labelled / "run" / "reviews.jsonl", other / "run")
+    said = label(other, review_share=1.0)
+    (sentence,) = [one for one in said if "other texts" in one]
+    assert sentence.endswith("They stay there and decide nothing.") and ": 3 answers are about" in sentence
+    assert not [row for row in open_run(str(other / "run")).records("labels") if row["reviewed"]]
+    assert not [one for one in questions(other) if one["answer"]]
+    assert questions(other, "reviews.jsonl") == questions(labelled, "reviews.jsonl")
+
+
+def test_what_somebody_has_filled_in_about_pairs_that_are_no_more_is_set_aside(labelled: Path):
+    other = with_other_texts(labelled)
+    shutil.copy(labelled / "filled.jsonl", other / "run" / "review.jsonl")
+    for again in (False, True):
+        said = label(other, review_share=1.0)
+        assert any("3 lines that somebody has filled in" in one for one in said) != again
+        assert {one["pair_id"].split("/")[0] for one in questions(other, "review-unused.jsonl")} == {"r0", "r4", "r5"}
+        assert len(questions(other)) == 6 and not [one for one in questions(other) if one["answer"]]
+
+
+def test_whatever_somebody_writes_beside_an_answer_stays(labelled: Path):
+    path = labelled / "run" / "review.jsonl"
+    first, *others = questions(labelled)
+    write_jsonl(path, [{**first, "note": "unsure"}, *others])
+    for _ in range(2):
+        label(labelled, review_share=0.0)
+        assert [one["note"] for one in questions(labelled) if "note" in one] == ["unsure"]
+    write_jsonl(path, [{**first, "answer": "b", "note": "sure"}, *others])
+    label(labelled, review_share=0.0, apply_review=str(path))
+    (left,) = [one for one in questions(labelled) if "note" in one]
+    assert left == {**first, "answer": "b", "note": "sure"}
