@@ -558,11 +558,11 @@ def _read_config(config: str) -> tuple[Path, dict[str, Any], dict[str, int]]:
         text = path.read_text(encoding="utf-8")
         data, node = read_yaml(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        brief, place = " ".join(str(error).split()), str(path)
+        why, place = " ".join(str(error).split()), str(path)
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
             # Without the line itself, which may hold a key.
-            brief, place = str(error.problem), f"{path}:{error.problem_mark.line + 1}"
-        raise BadInput(place, f"text that is not YAML ({brief})", "a YAML file of settings", "Mend it.") from None
+            why, place = str(error.problem), f"{path}:{error.problem_mark.line + 1}"
+        raise BadInput(place, f"text that is not YAML ({why})", "a YAML file of settings", "Mend it.") from None
     if not isinstance(data, dict) or not isinstance(node, yaml.MappingNode):
         raise BadInput(str(path), "no settings", "lines such as 'rounds: 2'", "See flows/recipes/demo.yaml.")
     lines: dict[str, int] = {}

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cai.errors import BadInput
+from cai.errors import BadInput, brief
 from cai.files import find_shipped
 from cai.rows import is_text
 
@@ -153,8 +153,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
                     number += 1
                     yield f"{path.name}:{number}", record
         except (pa.ArrowException, ValueError, LookupError, OverflowError) as error:  # a time zone that is none, too
-            brief = " ".join(str(error).split())[:200]
-            found = f"rows after {number} that cannot be read ({brief})"
+            found = f"rows after {number} that cannot be read ({brief(error)})"
             raise BadInput(str(path), found, "a sound Parquet file", "Check how it was written.") from error
 
 
@@ -188,10 +187,9 @@ def _datasets(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
             yield f"{name}:{split}:{number}", dict(record)
     # RuntimeError: a folder with a script, which is not run.
     except (OSError, ValueError, ImportError, RuntimeError, yaml.YAMLError, DatasetsError) as error:
-        brief = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(
             spec,
-            f"a dataset that cannot be loaded ({brief})",
+            f"a dataset that cannot be loaded ({brief(error)})",
             "a dataset on the hub or a folder",
             "Check name and split.",
         ) from error

@@ -34,7 +34,7 @@ from cai.folder import Hold, hold
 from cai.ids import digest, file_digest
 from cai.rows import SCHEMAS, Drop, as_turns
 from cai.seal import Json, add_line, read_stages, sealed_lines, write_stages
-from cai.sums import Sums, damaged, stray
+from cai.sums import Sums, damaged_shard, stray
 
 # As `Run.shard` names them: a copy of one is none.
 _SHARD = re.compile(r"part-([0-9]{5}|[1-9][0-9]{5,})\.parquet")
@@ -141,14 +141,17 @@ class Run:
         return read_stages(self.folder / "settings.json", _OLDER_SETTINGS, remedy)
 
     def belong(self, stage: str, belongs: Json, copies: Mapping[str, str]) -> None:
-        """Write down what a stage belongs to, then copies of the texts it uses, before its first row."""
+        """Write down what a stage belongs to, then copies of the texts it uses, before its first row.
+
+        Raises CannotWrite, and BadInput if the folder is gone or settings.json is damaged.
+        """
         self.check_held()
         write_stages(self.folder / "settings.json", self.settings() | {stage: belongs})
         self._sums.begin()
         self.keep_copies(stage, copies)
 
     def keep_copies(self, stage: str, copies: Mapping[str, str]) -> None:
-        """Write copies of the texts that a stage uses, those that are not there as they should be."""
+        """Copy the texts that a stage uses, those that are not there as they should be. Raises CannotWrite."""
         folder = self.folder / "inputs" / stage
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +186,7 @@ class Run:
     def mark(self, stage: str, tables: Sequence[str], index: int) -> ShardMark | None:
         """What a finished shard says of itself; None if it or its drops are not there, or not known to be cai's.
 
-        Raises BadInput if one is damaged.
+        Raises BadInput if one, or the manifest, is damaged.
         """
         paths = [self.shard(table, index) for table in tables]
         if not all(path.exists() and self._sums.names(path) for path in paths):
@@ -195,7 +198,7 @@ class Run:
                 said = json.loads((pq.read_schema(path).metadata or {})[b"cai"])
                 marks.append(ShardMark(said["settings_sha"], tuple(said["inputs"]), said["dropped"]))
             except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-                raise damaged(path, error) from error
+                raise damaged_shard(path, error) from error
         mark, drops = marks[-1], self.drops(stage, index)
         if any(one != mark for one in marks) or bool(mark.dropped) != drops.exists():
             return None
@@ -206,7 +209,7 @@ class Run:
         return mark
 
     def remove_shard(self, stage: str, tables: Sequence[str], index: int) -> None:
-        """Take a shard away, the table that stands for all of it first."""
+        """Take a shard away, the table that stands for all of it first. Raises CannotWrite."""
         for path in self.paths(stage, tables, index):
             with writing(path):
                 path.unlink(missing_ok=True)
@@ -214,7 +217,10 @@ class Run:
     def write_shard(
         self, stage: str, index: int, tables: Mapping[str, Sequence[object]], drops: Sequence[Drop], mark: ShardMark
     ) -> None:
-        """Write a shard's drops, then its tables in their order, each under a scratch name first."""
+        """Write a shard's drops, then its tables in their order, each under a scratch name first.
+
+        Raises CannotWrite, BadInput if the folder is gone or the manifest damaged, ValueError as `to_table` does.
+        """
         self.check_held()
         path = self.drops(stage, index)
         if drops:
@@ -227,7 +233,7 @@ class Run:
             self._write(self.shard(table, index), to_table(rows, table).replace_schema_metadata({"cai": footer}))
 
     def rewrite_shard(self, table: str, index: int, rows: Sequence[object]) -> None:
-        """Write other rows into a finished shard, with the footer that it has."""
+        """Write other rows into a finished shard, with the footer that it has. Raises what `write_shard` does."""
         self.check_held()
         footer = pq.read_schema(self.shard(table, index)).metadata
         self._write(self.shard(table, index), to_table(rows, table).replace_schema_metadata(footer))
@@ -255,7 +261,7 @@ class Run:
                 found = "no such file, though the manifest has it"
                 raise BadInput(str(path), found, "the run as it was finished", f"Give cai {stage} once more.")
             if self._sums.of(path) != sha256:
-                raise damaged(path, "it is not the one that its manifest has")
+                raise damaged_shard(path, "it is not the one that its manifest has")
         for path in self.strays(stage, sorted({Path(name).parent.name for name in listed} - {"drops"})):
             raise stray(path)
 
@@ -280,15 +286,18 @@ class Run:
         return digest([[name, sha256] for name, sha256 in self._listed(stage).items()])
 
     def damaged_lines(self) -> list[str]:
-        """The lines of shards.jsonl and sessions.jsonl that a kill has torn or somebody has changed."""
-        places: list[str] = []
-        for name, older in (("shards.jsonl", set[str]()), ("sessions.jsonl", _OLDER_SESSION)):
-            deque(sealed_lines(self.folder / name, older, places), maxlen=0)
+        """The lines of shards.jsonl and sessions.jsonl that a kill has torn or somebody has changed.
+
+        Raises BadInput if the manifest is damaged.
+        """
+        places = list(self._sums.damaged_lines())
+        deque(sealed_lines(self.folder / "sessions.jsonl", _OLDER_SESSION, places), maxlen=0)
         return places
 
     # Sessions and manifest
 
     def add_session(self, session: Json) -> None:
+        """Write down what one command asked and took. Raises CannotWrite, and BadInput if the folder is gone."""
         self.check_held()
         add_line(self.folder / "sessions.jsonl", session)
 
@@ -380,4 +389,4 @@ def _read(path: Path, columns: list[str] | None) -> Iterator[Json]:
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 yield from batch.to_pylist()
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise damaged(path, error) from error
+        raise damaged_shard(path, error) from error

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from cai.errors import BadInput
+from cai.errors import BadInput, brief
 from cai.files import write_atomically
 from cai.ids import file_digest
 from cai.seal import Json, add_line, sealed, sealed_lines
@@ -26,10 +26,14 @@ class Sums:
         self._written: dict[str, set[str]] = {}
         self._is_read = self._is_kept = False
         self._sound: set[str] = set()
+        self._damaged: list[str] = []
         self.path = folder / "shards.jsonl"
 
     def begin(self) -> None:
-        """Make shards.jsonl, unless it is there. Where earlier versions kept none, what they wrote goes in as it is."""
+        """Make shards.jsonl, unless it is there. Where earlier versions kept none, what they wrote goes in as it is.
+
+        Raises CannotWrite, and BadInput if the manifest is damaged.
+        """
         if not self.path.exists():
             written = {
                 path: self.known(path) or {file_digest(path)} for path in sorted(self._folder.glob("*/*.parquet"))
@@ -42,7 +46,7 @@ class Sums:
             self._is_kept = True
 
     def add(self, path: Path, data: bytes) -> None:
-        """Write down what a file is about to hold."""
+        """Write down what a file is about to hold. Raises CannotWrite, and BadInput if the manifest is damaged."""
         sha256, known = hashlib.sha256(data).hexdigest(), self.known(path)
         if sha256 not in known:
             add_line(self.path, {"path": self._name(path), "sha256": sha256})
@@ -53,39 +57,49 @@ class Sums:
         return bool(self.known(path)) or not self._is_kept
 
     def check(self, path: Path) -> None:
-        """Raise BadInput unless the file is as it was written; each is looked at once."""
+        """Raise BadInput unless the file is as it was written, and the manifest sound; each is looked at once."""
         if self._name(path) not in self._sound:
             self.of(path)
 
     def of(self, path: Path) -> str:
-        """The sha256 of a file now. Raises BadInput if it is not one that was written."""
+        """The sha256 of a file now. Raises BadInput unless it is one that was written, and the manifest sound."""
         try:
             found = file_digest(path)
         except FileNotFoundError as error:
             remedy = "Leave the folder alone while a command reads it, and give the command again."
             raise BadInput(str(path), "no such file any more", "the one that was there", remedy) from error
         except OSError as error:
-            raise damaged(path, error) from error
+            raise damaged_shard(path, error) from error
         if not self._is_one_of(path, found):
             self._is_read = False  # it may have been written just now, by another process
             if not self.names(path):
                 raise stray(path)
             if not self._is_one_of(path, found):
-                raise damaged(path, "its bytes are not those that were written")
+                raise damaged_shard(path, "its bytes are not those that were written")
         self._sound.add(self._name(path))
         return found
 
     def known(self, path: Path) -> set[str]:
         """Every sha256 that a file was written with; none where nobody wrote it down, as earlier versions did not.
 
-        A kill may come between the line in shards.jsonl and the file's name, so the one before counts as well.
+        A kill may come between the line in shards.jsonl and the file's name, so the one before counts as well. Raises
+        BadInput if the manifest is damaged.
         """
-        if not self._is_read:
-            self._is_read, self._is_kept = True, self.path.exists()
-            files = (file for entry in self._manifest().values() for file in entry.get("files", ()))
-            for one in (*sealed_lines(self.path, set(), []), *files):
-                self._written.setdefault(one["path"], set()).add(one["sha256"])
+        self._read()
         return self._written.setdefault(self._name(path), set())
+
+    def damaged_lines(self) -> list[str]:
+        """The lines of shards.jsonl that are damaged. Raises BadInput if the manifest is."""
+        self._read()
+        return self._damaged
+
+    def _read(self) -> None:
+        if not self._is_read:
+            self._is_kept, self._damaged = self.path.exists(), []
+            files = (file for entry in self._manifest().values() for file in entry.get("files", ()))
+            for one in (*sealed_lines(self.path, set(), self._damaged), *files):
+                self._written.setdefault(one["path"], set()).add(one["sha256"])
+            self._is_read = True
 
     def _is_one_of(self, path: Path, sha256: str) -> bool:
         return sha256 in self.known(path) if self.known(path) else self.names(path)
@@ -94,11 +108,11 @@ class Sums:
         return str(path.relative_to(self._folder))
 
 
-def damaged(path: Path, error: Exception | str) -> BadInput:
+def damaged_shard(path: Path, error: Exception | str) -> BadInput:
     """What to say of a file that is not what was written."""
-    brief = " ".join(str(error).split())[:200]
+    why = error if isinstance(error, str) else brief(error)
     remedy = "Remove it and give the command that made it again; its calls are in the journal."
-    return BadInput(str(path), f"a damaged shard ({brief})", "what cai wrote", remedy)
+    return BadInput(str(path), f"a damaged shard ({why})", "what cai wrote", remedy)
 
 
 def stray(path: Path) -> BadInput:
