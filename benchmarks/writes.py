@@ -6,6 +6,7 @@ and `mkdir` do. Removing is not, nor what a library writes by itself.
 
 import io
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,18 +15,18 @@ from typing import Any
 _CREATES = os.O_CREAT | os.O_WRONLY | os.O_RDWR
 
 
-class Writes:
+class Writes(ABC):
     """Calls `use` before each thing that is done below `folder`, while `seen` is entered."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = os.path.abspath(folder)
         self._open: dict[int, str] = {}
 
+    @abstractmethod
     def use(self, what: str, path: str) -> bool:
         """`what` is about to be done to `path`. True for a write of which only the first half shall be done."""
-        raise NotImplementedError
 
-    def cut(self) -> None:
+    def cut(self) -> None:  # noqa: B027
         """Half of a write has been done."""
 
     def holds(self, path: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cai import journal, stages
 from cai.constitution import Constitution, load_constitution
 from cai.engines import Completion, Engine, Request, Sampling
 from cai.engines.scripted import ScriptedEngine
@@ -110,6 +111,17 @@ def write_jsonl(path: Path, records: Iterable[object]) -> Path:
 def table_bytes(run: Path) -> dict[str, bytes]:
     """Every Parquet file of a run, by its path in the run."""
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*.parquet"))}
+
+
+def journaled(run: Path) -> set[str]:
+    """The keys of the calls that the journal of a run has in lines that are whole."""
+    segments = sorted((run / "journal").glob("*.jsonl"))
+    return {entry["key"] for segment in segments for _, entry in journal._entries(segment, [])}
+
+
+def played_by(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+    """Let this engine play every role in the stages."""
+    monkeypatch.setattr(stages, "open_engine", lambda spec: engine)
 
 
 @pytest.fixture(scope="session")

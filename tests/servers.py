@@ -1,11 +1,15 @@
-"""Small servers on 127.0.0.1 that speak the OpenAI chat protocol, well or badly."""
+"""Small servers on 127.0.0.1 that speak the OpenAI chat protocol, well or badly, and calls to them."""
 
+import asyncio
 import json
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from cai.engines import Completion, Request, Sampling, Spec, open_engine
+from cai.rows import Message
 
 # A status, JSON or text, and headers (":reason" stands behind the status); all as bytes; or a way to give no answer.
 Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]] | bytes | str
@@ -15,10 +19,16 @@ HANGS = "hangs"  # says nothing, and keeps the connection open
 CLOSES = "closes"  # says half of an answer, and closes the connection
 BREAKS = "breaks"  # closes the connection without a word
 DRIPS = "drips"  # says one byte after another, and never comes to an end
+BOOM = (500, {"error": {"message": "boom"}})
 
 
 def well(body: dict[str, Any], number: int) -> Answer:
     return 200, chat()
+
+
+def only_hello(body: dict[str, Any], number: int) -> Answer:
+    """Answers the harmless question of an engine that wonders whose fault it is, and nothing else."""
+    return (200, chat()) if body["messages"][-1]["content"] == "Hello" else BOOM
 
 
 class Server:
@@ -123,3 +133,29 @@ def chat(
         "prompt_tokens_details": {"cached_tokens": 4},
     }
     return {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+
+
+# Calls
+
+
+def call(row_id: str = "r1", said: str = "hello") -> Request:
+    return Request("response", row_id, (Message("user", said),), Sampling(7), seed=11)
+
+
+GATE = Request("gate", "r1", (Message("user", "broken?"),), Sampling(1), seed=0, choices=("Yes", "No"))
+
+
+def spec(*servers: Server | str, model: str | None = "m", **options: Any) -> Spec:
+    """An engine over these servers, of which a call may take ten seconds."""
+    urls = tuple(one.url if isinstance(one, Server) else one for one in servers)
+    return Spec("auto", model, urls, **{"deadline_seconds": 10.0, **options})
+
+
+def ask(*servers: Server | str, requests: tuple[Request, ...] = (call(),), **options: Any) -> list[Completion]:
+    """What such an engine answers, when all is asked at once."""
+
+    async def all_of_them() -> list[Completion]:
+        async with open_engine(spec(*servers, **options)) as engine:
+            return list(await asyncio.gather(*(engine.complete(request) for request in requests)))
+
+    return asyncio.run(all_of_them())

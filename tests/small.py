@@ -16,7 +16,7 @@ from cai.engines import Request
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.settings import ExportSettings, LabelSettings, ReviseSettings
 from cai.stages import export_stage, label_stage, revise_stage
-from tests.conftest import Quiet, write_jsonl
+from tests.conftest import Quiet, played_by, write_jsonl
 
 # The keys of the calls that the engine answered.
 Asked = list[str]
@@ -34,7 +34,7 @@ def answer_by_script(monkeypatch: pytest.MonkeyPatch) -> Asked:
         keys.append(request.key("scripted"))
         return derived_script(request)
 
-    monkeypatch.setattr(stages, "open_engine", lambda spec: ScriptedEngine(answer))
+    played_by(monkeypatch, ScriptedEngine(answer))
     for module, name in ((stages, "load_constitution"), (stages, "load_templates"), (exporting, "load_constitution")):
         monkeypatch.setattr(module, name, _once(getattr(module, name)))
     return keys

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from cai import journal, stages
 from cai.cli import cai, run_cli
 from cai.engines import Request
 from cai.engines.scripted import ScriptedEngine, derived_script
@@ -25,7 +24,7 @@ from cai.export import KIND
 from cai.folder import refuse_other_files
 from cai.settings import ReviseSettings
 from cai.stages import revise_stage
-from tests.conftest import Quiet, table_bytes, write_jsonl
+from tests.conftest import Quiet, journaled, played_by, table_bytes, write_jsonl
 from tests.faults import Disk
 from tests.small import STAGES, Asked, answer_by_script, before, revise
 
@@ -38,12 +37,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 async def _here(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
-
-
-def journaled(folder: Path) -> set[str]:
-    """The keys of the calls that the journal has in lines that are whole."""
-    segments = sorted((folder / "run" / "journal").glob("*.jsonl"))
-    return {entry["key"] for segment in segments for _, entry in journal._entries(segment, [])}
 
 
 def scratch(folder: Path) -> list[Path]:
@@ -77,7 +70,7 @@ def test_wherever_the_disk_fills_up_the_place_is_named_and_the_same_command_goes
         # What was in flight: one call of a row, and a pair's two, since both orders are asked at once.
         assert sum((Counter(asked) - Counter(set(asked))).values()) <= 2, last
         assert table_bytes(folder) == wanted, last
-        assert journaled(folder) == journaled(tmp_path / "unbroken"), last
+        assert journaled(folder / "run") == journaled(tmp_path / "unbroken" / "run"), last
         assert not scratch(folder), last
         shutil.rmtree(folder)
 
@@ -167,7 +160,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, at: int, then: Callable[[], objec
             then()
         return derived_script(request)
 
-    monkeypatch.setattr(stages, "open_engine", lambda spec: ScriptedEngine(answer, latency_seconds=0.001))
+    played_by(monkeypatch, ScriptedEngine(answer, latency_seconds=0.001))
 
 
 def remove(run: Path) -> None:

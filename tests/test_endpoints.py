@@ -9,49 +9,26 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cai.engines import Completion, Engine, Request, Sampling, Spec, endpoints, open_engine
+from cai.engines import Completion, Engine, Spec, endpoints, open_engine
 from cai.engines.endpoints import Endpoints, Turn
 from cai.engines.faults import Fault
 from cai.engines.server import _Call  # type: ignore[reportPrivateUsage]
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
 from cai.ids import digest
-from cai.rows import Message
 from cai.settings import ReviseSettings
 from cai.stages import Outcome, revise_stage
 from cai.store import open_run
 from tests.conftest import Quiet, write_jsonl
-from tests.servers import BREAKS, CLOSES, DRIPS, HANGS, Answer, Server, chat, well
+from tests.servers import BOOM, BREAKS, CLOSES, DRIPS, GATE, HANGS, Answer, Server, ask, call, chat, spec, well
 
 pytestmark = pytest.mark.usefixtures("quick")
-BOOM = (500, {"error": {"message": "boom"}})
 Serve = Callable[..., Server]
-
-
-def call(row_id: str = "r1", said: str = "hello") -> Request:
-    return Request("response", row_id, (Message("user", said),), Sampling(7), seed=11)
-
-
-GATE = replace(call(), purpose="gate", choices=("Yes", "No"))
-
-
-def spec(*servers: Server | str, **options: Any) -> Spec:
-    urls = tuple(one.url if isinstance(one, Server) else one for one in servers)
-    return Spec("auto", "m", urls, **{"deadline_seconds": 10.0, **options})
-
-
-def ask(*servers: Server | str, requests: tuple[Request, ...] = (call(),), **options: Any) -> list[Completion]:
-    async def all_of_them() -> list[Completion]:
-        async with open_engine(spec(*servers, **options)) as engine:
-            return list(await asyncio.gather(*(engine.complete(request) for request in requests)))
-
-    return asyncio.run(all_of_them())
 
 
 def named(name: str) -> Callable[[dict[str, Any], int], Answer]:
@@ -379,7 +356,7 @@ def test_an_endpoint_that_cannot_be_reached_at_the_start_is_taken_out_if_another
     good = serve(named("good"))
 
     async def go() -> str:
-        async with open_engine(replace(spec(away, good), model=None)) as engine:  # the model's name is the second's
+        async with open_engine(spec(away, good, model=None)) as engine:  # the model's name is the second's
             assert engine.slots == 64 and engine.model == "m@server"
             assert (await engine.complete(call())).text == "good"
             serve(named("late"), port=away.port)

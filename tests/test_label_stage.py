@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from cai import stages
 from cai.audit import report
 from cai.engines import Request
 from cai.engines.scripted import ScriptedEngine, derived_script
@@ -30,7 +29,7 @@ from cai.stages import (
     revise_stage,
 )
 from cai.store import Json, open_run
-from tests.conftest import Quiet, table_bytes, write_jsonl
+from tests.conftest import Quiet, played_by, table_bytes, write_jsonl
 from tests.test_label import likes
 
 
@@ -58,7 +57,7 @@ def use(monkeypatch: pytest.MonkeyPatch, script: Callable[[Request], Any]) -> li
         asked.append(request)
         return script(request)
 
-    monkeypatch.setattr(stages, "open_engine", lambda spec: ScriptedEngine(answer))
+    played_by(monkeypatch, ScriptedEngine(answer))
     return asked
 
 
@@ -172,7 +171,7 @@ def test_a_run_of_which_nothing_was_revised_has_no_pairs_and_opens_no_model(
             opened.append("opened")
             return self
 
-    monkeypatch.setattr(stages, "open_engine", lambda spec: Slow(derived_script))
+    played_by(monkeypatch, Slow(derived_script))
     watch = Told()
     outcome = asyncio.run(label_stage(LabelSettings(run=str(tmp_path / "o"), engine="scripted"), watch))
     assert outcome.entry["counts"]["dropped_by_reason"] == {"no_pair": 1} and opened == []

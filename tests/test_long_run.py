@@ -11,5 +11,7 @@ def test_open_files_and_the_journal_are_bounded_by_what_is_in_flight_and_a_resum
     # 64 slots hold at most 96 rows in flight, so at most 49 of the shards are open at once.
     assert figures["open_files_max"] < 100, figures
     assert figures["journal_mb"] < 480 * 5 * 1000 / 2**20, "five calls of less than 1000 bytes for each row"
-    assert len(figures["peak_mb"]) == 10 and figures["peak_mb"] == sorted(figures["peak_mb"])
-    assert set(figures["resume_seconds"]) == {"finished", "last_shard_removed", "first_row"}
+    # In so short a run the libraries and the first rows in flight alone come to 1000.
+    assert len(figures["peak_mb"]) == 10 and figures["slope_mb_per_100k_rows"] < 5000, "under 50 kB stay of each row"
+    seconds = figures["resume_seconds"]
+    assert 0 < seconds["first_row"] <= seconds["last_shard_removed"] and seconds["finished"] > 0

@@ -17,7 +17,7 @@ from cai.pipeline import Finished, pipeline
 from cai.settings import CalibrateSettings, PipelineSettings, load_settings
 from cai.stages import calibrate_stage
 from cai.store import open_run
-from tests.conftest import Quiet, write_jsonl
+from tests.conftest import Quiet, played_by, write_jsonl
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return 0.9 if int(request.row_id[1:]) % 2 else 0.1
         return derived_script(request)
 
-    monkeypatch.setattr(stages, "open_engine", lambda spec: ScriptedEngine(answer))
+    played_by(monkeypatch, ScriptedEngine(answer))
     return purposes
 
 
@@ -172,7 +172,7 @@ def test_a_constitution_and_templates_that_are_edited_meanwhile_are_used_as_they
             (tmp_path / "mine" / "judge_alone.jinja").write_text("{{ principle.comparison }} EDITED?")
         return 0.9 if request.purpose == "gate" else derived_script(request)
 
-    monkeypatch.setattr(stages, "open_engine", lambda spec: ScriptedEngine(answer))
+    played_by(monkeypatch, ScriptedEngine(answer))
     gold = write_jsonl(tmp_path / "g.jsonl", [{"prompt": "q", "chosen": "good", "rejected": "x"}])
     mine = {"constitution": "mine.yaml", "templates": "mine", "judge_mode": "pointwise", "failed_revision": "keep"}
     finished = run(tmp_path, rows=6, gold=str(gold), **mine)

@@ -14,9 +14,8 @@ import pytest
 from benchmarks.crash import ENGINE, STAGES
 from benchmarks.forks import Forks
 from benchmarks.runs import write_prompts
-from cai import journal
 from cai.store import open_run
-from tests.conftest import table_bytes
+from tests.conftest import journaled, table_bytes
 
 STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 COMMANDS = {
@@ -79,9 +78,7 @@ def test_a_command_that_is_stopped_ends_soon_says_how_to_go_on_and_loses_nothing
     assert forks.ended(pid, 60) == code and time.monotonic() - begun < 10
     assert lines(folder / "log.txt")[-1] == (ANEW if command == "export" else KEPT)
     assert "Traceback" not in (folder / "log.txt").read_text()
-    segments = (folder / "run" / "journal").glob("*.jsonl")
-    kept = {entry["key"] for segment in segments for _, entry in journal._entries(segment, [])}
-    assert kept == {line.split()[-1] for line in lines(folder / "answered.txt")}
+    assert journaled(folder / "run") == {line.split()[-1] for line in lines(folder / "answered.txt")}
     if command != "export":
         (last,) = open_run(str(folder / "run")).sessions({"run": "revise"}.get(command, command))
         assert last["asked_calls"] == len(lines(folder / "answered.txt")) - before

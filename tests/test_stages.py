@@ -11,7 +11,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from cai import inputs, journal, stages
+from cai import inputs, journal
 from cai.audit import report
 from cai.engines import Completion, Request
 from cai.engines.scripted import ScriptedEngine, derived_script
@@ -21,7 +21,7 @@ from cai.screen import print_report
 from cai.settings import GenerateSettings, ReviseSettings
 from cai.stages import Outcome, generate_stage, revise_stage
 from cai.store import Run, open_run
-from tests.conftest import Quiet, table_bytes, write_jsonl
+from tests.conftest import Quiet, played_by, table_bytes, write_jsonl
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def use(monkeypatch: pytest.MonkeyPatch, script: Callable[[Request], Any], **opt
         asked.append(request.key("scripted"))
         return script(request)
 
-    monkeypatch.setattr(stages, "open_engine", lambda spec: ScriptedEngine(answer, **options))
+    played_by(monkeypatch, ScriptedEngine(answer, **options))
     return asked
 
 
@@ -169,9 +169,7 @@ def test_a_run_that_dies_goes_on_without_repeating_a_finished_call_and_ends_in_t
             fresh.append(request.key("scripted"))
             return derived_script(request)
 
-        monkeypatch.setattr(
-            stages, "open_engine", lambda spec, answer=answer: ScriptedEngine(answer, latency_seconds=0.001)
-        )
+        played_by(monkeypatch, ScriptedEngine(answer, latency_seconds=0.001))
         try:
             run(prompts, tmp_path / "run", rows_in_flight=in_flight)
         except EngineGaveUp:
@@ -189,7 +187,7 @@ def test_rows_that_finish_in_any_order_are_written_in_input_order(
             await asyncio.sleep(0.02 - 0.001 * int(request.row_id[1:]))
             return await super().complete(request)
 
-    monkeypatch.setattr(stages, "open_engine", lambda spec: Uneven(derived_script))
+    played_by(monkeypatch, Uneven(derived_script))
     run(prompts, tmp_path / "uneven")
     monkeypatch.undo()
     run(prompts, tmp_path / "even")
