@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from cai import stages
 from cai.cli import cai, run_cli
 from cai.engines import Request
 from cai.engines.scripted import ScriptedEngine, derived_script
