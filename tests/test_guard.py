@@ -64,7 +64,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_all_that_an_engine_has_started_ends_when_its_process_is_killed_and_nothing_else(
     tmp_path: Path, engine: Path, number: int
 ):
