@@ -368,8 +368,8 @@ def test_nothing_of_the_real_engine_is_left_after_ctrl_c_while_it_loads_and_afte
 
 
 def workers() -> list[int]:
-    """The processes of vLLM's engine that this one has started, and those that they have."""
+    """The processes of vLLM's engine that this one has started, and those that they have; not what looks after them."""
     import psutil
 
-    children = psutil.Process().children(recursive=True)
-    return [one.pid for one in children if "resource_tracker" not in " ".join(one.cmdline())]
+    children = {one.pid: " ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)}
+    return [pid for pid, line in children.items() if "resource_tracker" not in line and "guard.py" not in line]
