@@ -130,7 +130,7 @@ class _Acts(Writes):
         return super().holds(path) and (os.sep in name or not name.endswith((".txt", ".yaml", ".jsonl")))
 
     def use(self, what: str, path: str) -> bool:
-        act = f"{what} {re.sub('[0-9]+', '*', os.path.relpath(path, self.folder))}"
+        act = f"{what} {re.sub('[0-9a-f]{8,}|[0-9]+', '*', os.path.relpath(path, self.folder))}"
         self.done.append(act)
         self._times[act] += 1
         if (act, self._times[act]) != self._last:

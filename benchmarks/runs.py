@@ -14,6 +14,7 @@ from benchmarks.texts import heavy_tailed_words
 from cai import stages
 from cai.engines import Engine, Kept
 from cai.errors import CaiError
+from cai.journal import Tally
 from cai.settings import ReviseSettings
 from cai.stages import Outcome, revise_stage
 
@@ -42,6 +43,8 @@ class Silent:
         self._done = done
 
     def begin(self, stage: str, rows: int, finished: int) -> None: ...
+
+    def asking(self, tally: Tally) -> None: ...
 
     def row(self, kept: bool) -> None:
         self._done()

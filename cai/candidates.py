@@ -59,12 +59,13 @@ def run_answers(run: Run, which: Literal["final", "all"], clean_answers: bool) -
     """
     found = Candidates()
     for row in run.records("trajectories", ["row_id", "prompt", "response", "response_finish", "rounds"]):
-        for one in _answers(row, which, clean_answers):
+        for one in answers_of(row, which, clean_answers):
             found.add(one)
     return found
 
 
-def _answers(row: Json, which: Literal["final", "all"], clean_answers: bool) -> Iterator[Answer | str]:
+def answers_of(row: Json, which: Literal["final", "all"], clean_answers: bool) -> Iterator[Answer | str]:
+    """The answers of one trajectory, see `run_answers`, or the reason why there is none."""
     prompt = as_messages(row["prompt"])
     asked = [one for one in row["rounds"] if one["revision"] is not None]
     if not asked:
@@ -102,14 +103,15 @@ def run_pairs(run: Run) -> Candidates:
     """
     found = Candidates()
     labels = {label["pair_id"]: label for label in run.records("labels")}
-    cut_off = _cut_off(run)
+    cut_off = cut_off_rows(run)
     for pair in run.records("pairs"):
         label = labels.get(pair["pair_id"])
-        found.add(_decided(run, pair, label, cut_off) if label is not None else "no_label")
+        found.add(decided_pair(run, pair, label, cut_off) if label is not None else "no_label")
     return found
 
 
-def _decided(run: Run, pair: Json, label: Json, cut_off: set[str]) -> DecidedPair | str:
+def decided_pair(run: Run, pair: Json, label: Json, cut_off: set[str]) -> DecidedPair | str:
+    """One pair as its label decides it, see `run_pairs`, or the reason why it decides nothing to train on."""
     if label["chosen"] == "none":
         return why_none(label)
     chosen, rejected = ("a", "b") if label["chosen"] == "a" else ("b", "a")
@@ -135,7 +137,7 @@ def _decided(run: Run, pair: Json, label: Json, cut_off: set[str]) -> DecidedPai
     )  # fmt: skip
 
 
-def _cut_off(run: Run) -> set[str]:
+def cut_off_rows(run: Run) -> set[str]:
     """The rows whose response ended at the token limit. Revisions that did were never taken."""
     # Pairs are made of trajectories where there are any, see `pairs.RunPairs`.
     table, why = ("trajectories", "response_finish") if run.finished_shards("trajectories") else ("responses", "finish")

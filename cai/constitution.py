@@ -1,4 +1,4 @@
-"""Constitutions: load, validate with file and line, digest.
+"""Constitutions: find, load, validate with file and line, digest.
 
 A constitution is a text that people sign, so what is not in the schema is an error, and its digest is the sha256 of the
 file as it lies on disk: an auditor checks it with `sha256sum`.
@@ -9,7 +9,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -20,6 +20,10 @@ from cai.plain_yaml import read_yaml
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
+# The wordings of a principle, in the order in which people read them.
+WORDINGS = ("statement", "rationale", "critique", "revision", "comparison")
+# Where a text stands in the data of a file: keys of objects and numbers in lists, from the outside in.
+At = tuple[str | int, ...]
 
 
 class _Strict(BaseModel):
@@ -69,9 +73,28 @@ class Principle(_Strict):
         default=(), strict=False, description="Prompts with a better and a worse answer."
     )
     references: tuple[Reference, ...] = Field(default=(), strict=False, description="Frameworks that ask for the same.")
+    filled_in: tuple[Literal["statement", "rationale", "critique", "revision", "comparison"], ...] = Field(
+        default=(),
+        strict=False,
+        description="The wordings that cai constitution import made up because the source has none. Take a name out "
+        "once people have written that wording.",
+    )
 
     def __hash__(self) -> int:  # pydantic's own goes through every field; rendered texts are looked up by principle
         return hash(self.id)
+
+
+class Source(_Strict):
+    """Where an imported constitution comes from."""
+
+    name: Text = Field(description="The file or the address, as it was given.")
+    form: Text = Field(description="The published form in which it was read.")
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(
+        description="The digest of the file that was imported."
+    )
+    left_out: tuple[Text, ...] = Field(
+        default=(), strict=False, description="What the file has beside that and cai has no place for."
+    )
 
 
 class _File(_Strict):
@@ -84,6 +107,7 @@ class _File(_Strict):
         default=None,
         description="One yes-or-no question for the gate, over all principles: yes means that an answer breaks one.",
     )
+    source: Source | None = Field(default=None, description="Where it was imported from, if it was.")
     principles: list[Principle] = Field(min_length=1, description="In the order in which people should read them.")
 
 
@@ -99,6 +123,7 @@ class Constitution:
     path: Path
     text: str
     sha: str
+    source: Source | None = None
 
     def weights(self) -> dict[str, float]:
         """Principle ids with their weights, as `ids.choose` takes them."""
@@ -117,22 +142,38 @@ def load_constitution(name: str) -> Constitution:
 
     Raises BadInput, with file and line, for the first thing that the schema does not allow.
     """
-    path = find_shipped("constitutions", name, ".yaml")
-    if path is None:
-        known = ", ".join(shipped_names("constitutions", ".yaml"))
-        raise BadInput(name, "no such constitution", "a YAML file or a known name", f"Known names: {known}.")
+    path = find_constitution(name)
     problems, file, text = _check(path)
     if problems or file is None:
         raise problems[0]
     sha = hashlib.sha256(text.encode("utf-8")).hexdigest()  # not of the file, which may be another one by now
     return Constitution(
-        file.name, file.version, file.description, file.question, tuple(file.principles), path, text, sha
+        file.name, file.version, file.description, file.question, tuple(file.principles), path, text, sha, file.source
     )
+
+
+def find_constitution(name: str) -> Path:
+    """The file that a path or a name means. Raises BadInput if there is none."""
+    path = find_shipped("constitutions", name, ".yaml")
+    if path is None:
+        known = ", ".join(shipped_names("constitutions", ".yaml"))
+        raise BadInput(name, "no such constitution", "a YAML file or a known name", f"Known names: {known}.")
+    return path
 
 
 def check_constitution(path: Path) -> list[BadInput]:
     """Everything that is wrong with the file at `path`, in the order of its lines. Empty if nothing is."""
     return _check(path)[0]
+
+
+def check_text(text: str, path: Path) -> list[BadInput]:
+    """The same for a text that is to become the file at `path`."""
+    return _parse(text, path)[0]
+
+
+def line_numbers(text: str) -> dict[At, int]:
+    """The line of each key and item in the text of a constitution that has no mistake."""
+    return _lines(read_yaml(text)[1], Path())[0]
 
 
 def json_schema() -> dict[str, Any]:
@@ -146,6 +187,10 @@ def _check(path: Path) -> tuple[list[BadInput], _File | None, str]:
         text = path.read_bytes().decode("utf-8")  # line ends as they are: the digest is of the bytes
     except (OSError, UnicodeDecodeError) as error:
         return [BadInput(str(path), f"a file that cannot be read ({error})", "UTF-8 text", "Check the path.")], None, ""
+    return _parse(text, path)
+
+
+def _parse(text: str, path: Path) -> tuple[list[BadInput], _File | None, str]:
     try:
         data, node = read_yaml(text)
     except yaml.YAMLError as error:
@@ -168,14 +213,14 @@ def _check(path: Path) -> tuple[list[BadInput], _File | None, str]:
     return sorted(problems, key=lambda problem: _line_of(problem.place)), file, text
 
 
-def _lines(node: yaml.Node | None, path: Path) -> tuple[dict[tuple[str | int, ...], int], list[BadInput]]:
+def _lines(node: yaml.Node | None, path: Path) -> tuple[dict[At, int], list[BadInput]]:
     """The line of each key and item, by its path in the data; and the keys that stand twice, which YAML lets pass."""
-    lines: dict[tuple[str | int, ...], int] = {(): 1}
+    lines: dict[At, int] = {(): 1}
     problems: list[BadInput] = []
 
     seen: set[int] = set()  # an anchor may stand in several places, and even in itself
 
-    def walk(node: yaml.Node | None, at: tuple[str | int, ...]) -> None:
+    def walk(node: yaml.Node | None, at: At) -> None:
         if id(node) in seen:
             return
         seen.add(id(node))
@@ -204,8 +249,8 @@ def _lines(node: yaml.Node | None, path: Path) -> tuple[dict[tuple[str | int, ..
 
 def _problem(
     path: Path,
-    lines: dict[tuple[str | int, ...], int],
-    at: tuple[str | int, ...],
+    lines: dict[At, int],
+    at: At,
     kind: str,
     message: str,
     value: object,
@@ -233,13 +278,15 @@ def _problem(
     )
 
 
-def _keys_beside(at: tuple[str | int, ...]) -> list[str]:
-    models: dict[str, type[BaseModel]] = {"principles": Principle, "examples": Example, "references": Reference}
+def _keys_beside(at: At) -> list[str]:
+    models: dict[str, type[BaseModel]] = {
+        "principles": Principle, "examples": Example, "references": Reference, "source": Source
+    }  # fmt: skip
     parents = [part for part in at[:-1] if isinstance(part, str)]
     return list((models[parents[-1]] if parents else _File).model_fields)
 
 
-def _duplicate_ids(path: Path, lines: dict[tuple[str | int, ...], int], file: _File) -> list[BadInput]:
+def _duplicate_ids(path: Path, lines: dict[At, int], file: _File) -> list[BadInput]:
     seen: dict[str, int] = {}
     problems: list[BadInput] = []
     for index, principle in enumerate(file.principles):

@@ -1,12 +1,23 @@
 """The ways a run ends early. Each carries the exit code that the command line returns for it."""
 
 import errno
+from typing import Any
 
 
 class CaiError(Exception):
     """An end that a person can act on: the message is one sentence and names what mends it."""
 
     exit_code = 2
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Python would make it anew from its message alone, which is not what the constructors take.
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[CaiError], args: tuple[Any, ...], known: dict[str, Any]) -> CaiError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(known)
+    return error
 
 
 class BadInput(CaiError):

@@ -14,6 +14,7 @@ from typing import Any
 from cai import lock
 from cai.errors import BadInput, CannotWrite
 from cai.ids import file_digest
+from cai.seal import SIGNATURE
 
 
 def refuse_other_files(out: Path, kind: str) -> None:
@@ -32,7 +33,7 @@ def refuse_other_files(out: Path, kind: str) -> None:
         ours = {}
     for path in there.rglob("*"):  # one by one: somebody else's folder may be large
         name = path.relative_to(there).as_posix()
-        if (path.is_dir() and not path.is_symlink()) or (ours and name == "manifest.json"):
+        if (path.is_dir() and not path.is_symlink()) or (ours and name in ("manifest.json", SIGNATURE)):
             continue
         if name not in ours or path.is_symlink() or file_digest(path) != ours[name]:
             found = "a file of somebody else's" if name not in ours else "a file that was changed since it was exported"
@@ -43,19 +44,22 @@ def refuse_other_files(out: Path, kind: str) -> None:
 
 
 @contextmanager
-def new_folder(out: Path) -> Generator[Path]:
+def new_folder(out: Path, lock_beside: Path | None = None) -> Generator[Path]:
     """A scratch folder beside `out` that takes its place at the end; on an error it is removed and `out` stays.
+
+    One process at a time makes it; with `lock_beside`, one at a time of all that name the same folder there.
 
     Raises BadInput if `out` cannot be written or replaced or another process is making it, CannotWrite if the disk is
     full.
     """
-    scratch, old = _beside(out, "new"), _beside(out, "old")
-    held = hold(_beside(out, "lock"), out, "a folder", "is writing", "Wait for it, or choose another --out.")
+    scratch, old, lock_file = _beside(out, "new"), _beside(out, "old"), _beside(lock_beside or out, "lock")
+    held = hold(lock_file, out, "a folder", "is writing", "Wait for it, or choose another --out.")
+    made = [folder for folder in scratch.parents if not folder.exists()]
     try:
         with _making(out):
             _finish_swap(out)
             shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
+            scratch.mkdir(parents=True)
         yield scratch
         with _making(out):
             if out.exists():
@@ -65,6 +69,7 @@ def new_folder(out: Path) -> Generator[Path]:
             shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        _remove_empty(made)
         held.let_go(remove=True)
 
 

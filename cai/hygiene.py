@@ -7,7 +7,7 @@ is then compared word for word, so that none is removed by chance.
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from cai.texts import phrases, words_of
 
 T = TypeVar("T", Answer, DecidedPair)
 GRAM = 13  # words in a row that two texts do not share by chance (Brown et al. 2020, appendix C)
+BETWEEN = "between_splits"  # alike to prompts of both splits, none of which may move
 _PERMUTATIONS = 128
 _MISSED = 0.01
 
@@ -200,18 +201,24 @@ def found_in(texts: Iterable[str], evaluations: Sequence[Evaluation]) -> str | N
 
 
 def clean_answers(
-    answers: Sequence[Answer], groups: Mapping[str, str], evaluations: Sequence[Evaluation], threshold: float | None
-) -> tuple[list[Answer], Counter[str]]:
+    answers: Sequence[Answer], groups: Mapping[str, str], evaluations: Sequence[Evaluation], threshold: float | None,
+    between: Set[str] = frozenset(),
+) -> tuple[list[Answer], Counter[str]]:  # fmt: skip
     """The answers without duplicates and evaluation texts, and how many were left out for what; the first one stays.
 
-    `groups` are those of `prompt_groups`; `threshold` None leaves near duplicates in.
+    `groups` are those of `prompt_groups`; `threshold` None leaves near duplicates in; `between` are the keys of prompts
+    that belong to no split.
     """
     left_out: Counter[str] = Counter()
     kept: list[Answer] = []
     seen: set[str] = set()
     for one in answers:
-        key = digest([prompt_key(one.prompt), normal(one.answer)])
-        reason = "duplicate" if key in seen else _contaminated(one.prompt, [one.answer], evaluations)
+        prompt = prompt_key(one.prompt)
+        key = digest([prompt, normal(one.answer)])
+        if prompt in between:
+            reason = BETWEEN
+        else:
+            reason = "duplicate" if key in seen else _contaminated(one.prompt, [one.answer], evaluations)
         seen.add(key)
         if reason is None:
             kept.append(one)
@@ -223,7 +230,7 @@ def clean_answers(
 
 def clean_pairs(
     pairs: Sequence[DecidedPair], groups: Mapping[str, str], evaluations: Sequence[Evaluation],
-    threshold: float | None, length_ratio: float | None,
+    threshold: float | None, length_ratio: float | None, between: Set[str] = frozenset(),
 ) -> tuple[list[DecidedPair], Counter[str]]:  # fmt: skip
     """The pairs without duplicates, contradictions, evaluation texts and answers too far apart in length.
 
@@ -236,7 +243,9 @@ def clean_pairs(
     kept: list[DecidedPair] = []
     seen: set[tuple[str, str, str]] = set()
     for one, (prompt, chosen, rejected) in zip(pairs, sides, strict=True):
-        if chosen == rejected:
+        if prompt in between:
+            reason = BETWEEN
+        elif chosen == rejected:
             reason = "alike"
         elif (prompt, rejected, chosen) in every:
             reason = "contradicted"

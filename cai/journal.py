@@ -13,9 +13,10 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,8 @@ from cai.files import writing
 
 _KEY = re.compile("[0-9a-f]{64}")
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
+# A line of the journal: the call's key, what it was for, and its completion.
+Entry = dict[str, Any]
 _COMPLETION_FIELDS = tuple(field.name for field in fields(Completion))
 _TOKEN_COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
@@ -68,7 +71,7 @@ class OtherRuns:
                 for offset, entry in _entries(segment, self.damaged):
                     self._places.setdefault(bytes.fromhex(entry["key"]), (segment, offset))
 
-    def find(self, key: str) -> dict[str, Any] | None:
+    def find(self, key: str) -> Entry | None:
         """The journal entry of a call, or None."""
         place = self._places.get(bytes.fromhex(key))
         if place is None:
@@ -76,7 +79,7 @@ class OtherRuns:
         entry = None
         with suppress(OSError), place[0].open("rb") as file:
             file.seek(place[1])
-            entry = _read(file.readline())
+            entry = read_entry(file.readline())
         if entry is not None and entry["key"] == key:
             return entry
         if self._say is not None:
@@ -85,16 +88,49 @@ class OtherRuns:
         return None
 
 
-class Journal:
+class Finished:
+    """Finished calls by content address, and those under way: equal ones that are asked at the same time are one."""
+
+    def __init__(self) -> None:
+        self._finished: dict[str, Entry] = {}
+        self._under_way: dict[str, asyncio.Event] = {}
+
+    async def ask_once(self, engine: Engine, request: Request) -> tuple[str, Completion, bool]:
+        """The call's key, its completion, and whether the engine was asked for it."""
+        key = request.key(engine.model)
+        while (entry := self._find(key)) is None and key in self._under_way:
+            await self._under_way[key].wait()
+        if entry is not None:
+            return key, completion_of(entry), False
+        done = self._under_way[key] = asyncio.Event()
+        try:
+            begun, asked_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+            completion = await engine.complete(request)
+            named = {"key": key, "purpose": request.purpose, "row_id": request.row_id, "model": engine.model}
+            took = {"asked_at": asked_at, "seconds": round(time.monotonic() - begun, 3)}
+            self._write({**named, **took, **_fields(completion)})
+        finally:
+            del self._under_way[key]
+            done.set()  # whoever waited finds the answer, or asks
+        return key, completion, True
+
+    def _find(self, key: str) -> Entry | None:
+        return self._finished.get(key)
+
+    def _write(self, entry: Entry) -> None:
+        self._finished[entry["key"]] = entry
+
+
+class Journal(Finished):
     """One segment: the calls of the rows of one shard."""
 
     def __init__(self, path: Path, tally: Tally, others: OtherRuns | None = None) -> None:
+        super().__init__()
         self._path, self._tally, self._others = path, tally, others
         self.damaged: list[str] = []
 
     def __enter__(self) -> Self:
-        self._finished: dict[str, dict[str, Any]] = {}
-        self._under_way: dict[str, asyncio.Event] = {}
+        self._finished.clear()
         for _, entry in _entries(self._path, self.damaged):
             self._finished.setdefault(entry["key"], entry)
         with writing(self._path):
@@ -115,35 +151,34 @@ class Journal:
             self._file = -1  # a late write must fail, not land in whatever gets the number next
 
     async def ask(self, engine: Engine, request: Request) -> tuple[str, Completion]:
-        """The call's key and its completion: from this segment, from other runs, or from the engine.
-
-        Equal calls that are asked at the same time are one call.
-        """
-        key = request.key(engine.model)
-        while (entry := self._find(key)) is None and key in self._under_way:
-            await self._under_way[key].wait()
-        if entry is not None:
+        """The call's key and its completion: from this segment, from other runs, or from the engine."""
+        key, completion, asked = await self.ask_once(engine, request)
+        if asked:
+            self._tally.count(completion)
+        else:
             self._tally.reused_calls += 1
-            return key, _completion(entry)
-        done = self._under_way[key] = asyncio.Event()
-        try:
-            begun = time.monotonic()
-            completion = await engine.complete(request)
-            named = {"key": key, "purpose": request.purpose, "row_id": request.row_id, "model": engine.model}
-            self._write({**named, "seconds": round(time.monotonic() - begun, 3), **_fields(completion)})
-        finally:
-            del self._under_way[key]
-            done.set()  # whoever waited finds the answer, or asks
-        self._tally.count(completion)
         return key, completion
 
-    def _find(self, key: str) -> dict[str, Any] | None:
+    def entries(self) -> tuple[Entry, ...]:
+        """All finished calls of this segment."""
+        return tuple(self._finished.values())
+
+    def find(self, key: str) -> Entry | None:
+        """A finished call, from this segment or from other runs."""
+        return self._find(key)
+
+    def add(self, entry: Entry) -> None:
+        """Write down and count a call that was asked elsewhere."""
+        self._write(entry)
+        self._tally.count(completion_of(entry))
+
+    def _find(self, key: str) -> Entry | None:
         entry = self._finished.get(key)
         if entry is None and self._others is not None and (entry := self._others.find(key)) is not None:
             self._write(entry)  # so that this run's journal is whole
         return entry
 
-    def _write(self, entry: dict[str, Any]) -> None:
+    def _write(self, entry: Entry) -> None:
         text = _ENCODER.encode(entry)
         line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
         with writing(self._path):
@@ -155,14 +190,24 @@ class Journal:
             while line:
                 line = line[os.write(self._file, line) :]
             self._torn = False
-        self._finished[entry["key"]] = entry
+        super()._write(entry)
+
+
+def read_entries(path: Path) -> Iterator[Entry]:
+    """The sound entries of a segment, if it is there; of equal calls the first counts."""
+    seen: set[str] = set()
+    for _, entry in _entries(path, []):
+        if entry["key"] not in seen:
+            seen.add(entry["key"])
+            yield entry
 
 
 def _fields(completion: Completion) -> dict[str, Any]:
     return {name: getattr(completion, name) for name in _COMPLETION_FIELDS}
 
 
-def _completion(entry: dict[str, Any]) -> Completion:
+def completion_of(entry: Entry) -> Completion:
+    """The answer that a line of the journal holds."""
     values = {name: entry[name] for name in _COMPLETION_FIELDS if name in entry}  # later versions know more fields
     values["token_ids"] = tuple(values["token_ids"])
     # Earlier versions wrote down whatever a server told, and no table holds a number of 26 digits.
@@ -172,6 +217,25 @@ def _completion(entry: dict[str, Any]) -> Completion:
     return Completion(**values)
 
 
+def entries_with(path: Path, texts: Collection[str], damaged: list[str]) -> Iterator[tuple[str, Entry]]:
+    """Place and entry of each sound line of a segment in which one of these texts stands; of the others none is read.
+
+    What is not sound among them is named in `damaged`, and so is a line that a kill has torn.
+    """
+    # As the lines are written: what is not ASCII is escaped.
+    wanted = [_ENCODER.encode(text)[1:-1].encode("ascii") for text in texts]
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            has_one = any(text in line for text in wanted)
+            entry = read_entry(line) if has_one else None
+            if entry is not None:
+                yield f"{path}:{number}", entry
+            elif line.strip() and (has_one or not line.endswith(b"}\n")):
+                damaged.append(f"{path}:{number}")
+
+
 def _entries(path: Path, damaged: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Offset and entry of each sound line; what is not sound is named in `damaged`."""
     if not path.exists():
@@ -179,7 +243,7 @@ def _entries(path: Path, damaged: list[str]) -> Iterator[tuple[int, dict[str, An
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            entry = _read(line)
+            entry = read_entry(line)
             if entry is not None:
                 yield offset, entry
             elif line.strip():
@@ -187,7 +251,7 @@ def _entries(path: Path, damaged: list[str]) -> Iterator[tuple[int, dict[str, An
             offset += len(line)
 
 
-def _read(line: bytes) -> dict[str, Any] | None:
+def read_entry(line: bytes) -> dict[str, Any] | None:
     """The entry in a line; None if the line is damaged, or is no entry though nothing has happened to it."""
     checksum, _, text = line.removesuffix(b"\n").partition(b" ")
     if checksum != b"%08x" % zlib.crc32(text):

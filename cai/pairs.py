@@ -102,6 +102,12 @@ def made_of(run: Run) -> str:
     return run.files_sha(next((stage for table, stage in _TABLES.items() if run.finished_shards(table)), ""))
 
 
+def answers_from(run: Run) -> str:
+    """The source of the prompts that the answers of a run's pairs were given to."""
+    entries = (run.manifest().get(stage) for table, stage in _TABLES.items() if run.finished_shards(table))
+    return next((entry["prompts"]["source"] for entry in entries if entry), str(run.folder))
+
+
 def _pair(pair_id: str, row: Json, first: tuple[str, str], second: tuple[str, str], position: int) -> Pair:
     a, b = (first, second) if first_of_two(pair_id) else (second, first)
     prompt = as_messages(row["prompt"])

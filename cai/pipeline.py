@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from cai.actors import kept_actors
 from cai.candidates import helpful_answers
 from cai.engines import kept_loaded
-from cai.export import check_place
+from cai.export import check_place, check_version_place
 from cai.hygiene import read_evaluation
 from cai.once import read_once
 from cai.runner import Watch
 from cai.settings import CalibrateSettings, ExportSettings, LabelSettings, PipelineSettings, ReviseSettings
+from cai.signing import read_private_key
 from cai.stages import (
     Dataset,
     Outcome,
@@ -36,7 +38,12 @@ class Finished:
 async def check(labelling: LabelSettings, exporting: ExportSettings) -> None:
     """Read what the later stages will need, before the first one spends anything. Raises BadInput."""
     await check_label(labelling)
-    check_place(Path(exporting.run), Path(exporting.out))
+    if exporting.versions:
+        check_version_place(Path(exporting.run), Path(exporting.out), exporting.export_method(exporting.seed))
+    else:
+        check_place(Path(exporting.run), Path(exporting.out))
+    if exporting.sign is not None:
+        read_private_key(f"--sign {exporting.sign}", exporting.sign)
     for file in exporting.decontaminate:
         read_evaluation(file)
     if exporting.helpful is not None:
@@ -61,7 +68,7 @@ async def in_order(
     both = labelling.spec() if labelling.spec() in revising.specs().values() else None
     with read_once():
         await check(labelling, exporting)
-        async with kept_loaded(both):
+        async with kept_loaded(both), kept_actors():
             if gold is not None:
                 await measure(gold)
             revised = await revise(revising)

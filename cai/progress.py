@@ -8,6 +8,7 @@ from rich import progress
 from rich.console import Console
 from rich.markup import escape
 
+from cai.journal import Tally
 from cai.texts import visible
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -36,6 +37,9 @@ class Progress:
             self._bar.start()
         else:
             self.say(f"{stage}: {rows - finished} rows to do.")
+
+    def asking(self, tally: Tally) -> None:
+        self._begun = time.monotonic()  # the speed is that of the work, not of what was slow to start
 
     def row(self, kept: bool) -> None:
         self._new += 1

@@ -5,7 +5,7 @@ record where they differ. All text is stored as it was read or generated, never 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -232,6 +232,40 @@ class Drop:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of what a session of a stage made, as `history.py` keeps it: the mean over `values` values.
+
+    The session told of the run's records from number `first_row` on, `rows_read` of them. `earlier` is the mean over
+    the sessions before it on the same source, None without one; `shifted` says that the figure is too far from it.
+    """
+
+    finished: str
+    run: str
+    stage: str
+    source: str
+    first_row: int
+    rows_read: int
+    figure: str
+    values: int
+    mean: float
+    deviation: float
+    earlier: float | None
+    shifted: bool
+    models: str
+    constitution_sha: str
+    templates_sha: str
+    checks_sha: str
+    settings_sha: str
+
+
+def shortenable(item: Row | Pair) -> Row | Pair:
+    """The row or pair with all its older turns optional: all but the last, and but for system messages."""
+    *older, last = item.prompt
+    optional = (turn if turn.role == "system" else replace(turn, optional=True) for turn in older)
+    return replace(item, prompt=(*optional, last))
+
+
 def is_text(value: str) -> bool:
     """Whether UTF-8, and so a table, can hold it: JSON can spell half a surrogate pair, which is no character."""
     try:
@@ -392,6 +426,27 @@ DROPS = schema_of(
     ("source", pa.string()),
 )
 
+HISTORY = schema_of(
+    ("finished", pa.string()),
+    ("run", pa.string()),
+    ("stage", pa.string()),
+    ("source", pa.string()),
+    ("first_row", pa.int64()),
+    ("rows_read", pa.int64()),
+    ("figure", pa.string()),
+    ("values", pa.int64()),
+    ("mean", pa.float64()),
+    ("deviation", pa.float64()),
+    ("earlier", pa.float64()),
+    ("shifted", pa.bool_()),
+    ("models", pa.string()),
+    ("constitution_sha", pa.string()),
+    ("templates_sha", pa.string()),
+    ("checks_sha", pa.string()),
+    ("settings_sha", pa.string()),
+    nullable=("earlier",),
+)
+
 SCHEMAS: dict[str, Any] = {
     "responses": RESPONSES,
     "trajectories": TRAJECTORIES,
@@ -399,4 +454,5 @@ SCHEMAS: dict[str, Any] = {
     "verdicts": VERDICTS,
     "labels": LABELS,
     "drops": DROPS,
+    "history": HISTORY,
 }

@@ -15,6 +15,7 @@ from cai.ids import digest
 
 Json = dict[str, Any]
 SEAL = "sealed"
+SIGNATURE = "manifest.json.sig"  # beside the manifest of a run or a dataset that somebody has signed
 
 
 def sealed(record: Json, about: str = "") -> Json:
@@ -59,9 +60,12 @@ def read_stages(path: Path, older: Set[str], remedy: str) -> dict[str, Json]:
 
 def write_stages(path: Path, stages: Mapping[str, Json]) -> None:
     """Write one sealed record for each stage."""
-    value = {name: sealed(record, name) for name, record in stages.items()}
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_atomically(path, text.encode("utf-8"))
+    write_atomically(path, stages_text({name: sealed(record, name) for name, record in stages.items()}))
+
+
+def stages_text(value: Json) -> bytes:
+    """Sealed records as they are written to a file."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def add_line(path: Path, record: Json) -> None:
@@ -69,7 +73,7 @@ def add_line(path: Path, record: Json) -> None:
     with writing(path), open(path, "ab", buffering=0, opener=no_link) as file:
         is_new = file.tell() == 0
         # A line of its own, also behind one that a killed process has torn.
-        line = b"\n" + json.dumps(sealed(record)).encode() + b"\n"
+        line = b"\n" + _line(sealed(record)) + b"\n"
         while line:
             line = line[file.write(line) :]
         os.fsync(file.fileno())
@@ -92,6 +96,19 @@ def sealed_lines(path: Path, older: Set[str], damaged: list[str]) -> Iterator[Js
             yield record
         else:
             damaged.append(f"{path}:{number}")
+
+
+def is_sealed_line(line: bytes, older: Set[str]) -> bool:
+    """Whether a line is, byte by byte, one that `add_line` writes, or that an earlier version wrote."""
+    try:
+        value: Any = json.loads(line)
+        return isinstance(value, dict) and _line(value) == line and unsealed(value, older) is not None
+    except (ValueError, RecursionError):
+        return False
+
+
+def _line(record: Json) -> bytes:
+    return json.dumps(record).encode()
 
 
 def _seal(record: Json, about: str) -> str:

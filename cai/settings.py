@@ -12,9 +12,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from cai.cluster import Cluster
 from cai.engines import Sampling, Spec
 from cai.errors import BadInput, brief_value
 from cai.export import ExportMethod
+from cai.figures import BOUNDS, Bound, bound_of
 from cai.files import find_shipped, shipped_names
 from cai.label import Judging, Rule
 from cai.pairs import Kind
@@ -35,6 +37,11 @@ def _list(value: object) -> object:
 
 def _count(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _bound(value: str) -> str:
+    bound_of(value)
+    return value
 
 
 def _text(value: str) -> str:
@@ -59,7 +66,8 @@ NOT_COMPARED = frozenset(
         *("out", "prompts", "run", "gold", "limit", "strict", "reuse", "replace", "slots", "rows_in_flight"),
         *("endpoint", "critic_endpoint", "reviser_endpoint", "timeout_seconds", "deadline_seconds", "retries"),
         *("engine", "model", "critic", "reviser", "adapter", "engine_option", "constitution", "templates"),
-        *("review_share", "apply_review", "min_accuracy", "min_decided", "max_flip"),
+        *("on", "ray_address", "ray_actors", "ray_gpus", "ray_cpus"),
+        *("history", "alarm", "review_share", "apply_review", "min_accuracy", "min_decided", "max_flip"),
     }
 )
 
@@ -111,6 +119,30 @@ class EngineSettings(BaseModel):
     send_seed: bool = Field(
         default=True, description="Server: send each call's seed (vLLM's CPU build cannot take one)."
     )
+    on: Literal["local", "ray"] = Field(
+        default="local",
+        description="Where the engines run: in this process, or in actors of a Ray cluster, see docs/ray.md.",
+    )
+    ray_address: str | None = Field(
+        default=None,
+        description="Ray: a running cluster, HOST:PORT, or auto for the one on this machine; default: start one here.",
+    )
+    ray_actors: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Ray: actors, each with engines of its own; default: as many as the GPUs allow, or one per node.",
+    )
+    ray_gpus: float | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        allow_inf_nan=False,
+        description="Ray: GPUs of an actor, under 1 to share one; default: 1 for a model on a cluster that has GPUs.",
+    )
+    ray_cpus: float = Field(
+        default=1.0, ge=0, le=1024, allow_inf_nan=False, description="Ray: CPU cores of an actor, and its threads."
+    )
     trust_remote_code: bool = Field(
         default=False, description="Run code that comes with the model. Only for models you trust."
     )
@@ -152,12 +184,40 @@ class EngineSettings(BaseModel):
             options=self.engine_option,
         )
 
+    def specs(self) -> dict[str, Spec]:
+        """The engine of each role."""
+        return {"generator": self.spec()}
+
+    def actors(self) -> Cluster:
+        """The Ray actors to ask for."""
+        return Cluster(self.ray_address, self.ray_actors, self.ray_gpus, self.ray_cpus)
+
     def compared(self) -> dict[str, Any]:
         """The settings that make the data what it is: a run folder belongs to one set of them."""
         return {name: value for name, value in self.model_dump(mode="json").items() if name not in NOT_COMPARED}
 
 
-class GenerateSettings(EngineSettings):
+class Comparing(BaseModel):
+    """How a session is compared with the ones before."""
+
+    history: Annotated[Name, BeforeValidator(_switch)] = Field(
+        default="on",
+        description="Folder for the figures of each session, which the next are compared with; on: 'history' beside "
+        "the run; off: none.",
+    )
+    alarm: Annotated[
+        tuple[Annotated[str, AfterValidator(_bound)], ...], Field(strict=False), BeforeValidator(_list)
+    ] = Field(
+        default=(),
+        description="How far a figure may move before it is said, as in refusal_rate=0.05; may be given several times.",
+    )
+
+    def bounds(self) -> dict[str, Bound]:
+        """The bound of each figure."""
+        return {**BOUNDS, **dict(bound_of(told) for told in self.alarm)}
+
+
+class GenerateSettings(Comparing, EngineSettings):
     """Answer prompts with a model: K responses per prompt."""
 
     positional: ClassVar[str] = "prompts"
@@ -218,7 +278,6 @@ class ReviseSettings(GenerateSettings):
     reviser_endpoint: Several = Field(default=(), description="Server of the reviser; may be given several times.")
 
     def specs(self) -> dict[str, Spec]:
-        """The engine of each role."""
         return {
             "generator": self.spec(),
             "critic": self.spec(self.critic, self.critic_endpoint),
@@ -271,6 +330,9 @@ class JudgeSettings(EngineSettings):
         default=0.5, ge=0, le=1, description="Share of the principles, by weight, that must side with the label."
     )
 
+    def specs(self) -> dict[str, Spec]:
+        return {"judge": self.spec()}
+
     def judging(self) -> Judging:
         return Judging(
             seed=self.seed,
@@ -300,7 +362,7 @@ class Labelling(BaseModel):
     )
 
 
-class LabelSettings(Labelling, JudgeSettings):
+class LabelSettings(Labelling, Comparing, JudgeSettings):
     """Judge pairs of a run's answers against a constitution: pairs, verdicts, labels."""
 
     positional: ClassVar[str] = "run"
@@ -388,11 +450,18 @@ class Exporting(BaseModel):
     decontaminate: Several = Field(
         default=(), description="Evaluation set: rows that share 13 words in a row with it are left out; several times."
     )
+    versions: bool = Field(
+        default=False,
+        description="Add a version to the folder (v0001, v0002, ...) that says what is new; none is ever replaced.",
+    )
     licence: Told = Field(default="unknown", description="Licence of the dataset, for its card.")
     trainer: Trainer = Field(
         default="trl",
         description="Files for another trainer beside those that TRL reads.",
         json_schema_extra={"option": "--for"},
+    )
+    sign: Told | None = Field(
+        default=None, description="File with an Ed25519 private key (PEM or OpenSSH) that the dataset is signed with."
     )
 
     def export_method(self, seed: int) -> ExportMethod:

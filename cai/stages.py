@@ -6,6 +6,7 @@ the engines if anything is, and only then write.
 
 import asyncio
 import json
+import os
 import shlex
 import threading
 import time
@@ -18,28 +19,35 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from cai import calls, ids
+from cai import label as label_module
+from cai import revise as revise_module
+from cai.actors import Actors
 from cai.audit import TABLES, cost, count_stage
-from cai.calibrate import judge_figures, reliability_svg, temperature_figures
+from cai.calibrate import judge_figures, temperature_figures
 from cai.calls import Ask
 from cai.checks import checks_sha
 from cai.constitution import Constitution, Principle, load_constitution
-from cai.engines import Engine, Spec, open_engine
+from cai.engines import Engine, Spec, kind_of, open_engine
 from cai.errors import BadInput, CaiError, CheckFailed
-from cai.export import export
+from cai.export import export, export_version
 from cai.files import write_atomically
 from cai.gold import ConstitutionPairs, GoldPairs
+from cai.history import Alarm, History, tell
 from cai.ids import digest, file_digest
 from cai.inputs import Chunk, Prompts
 from cai.journal import OtherRuns, Tally
 from cai.label import judge, soft_label, tables
 from cai.once import once
-from cai.pairs import NO_PAIR, RunPairs
+from cai.pairs import NO_PAIR, RunPairs, answers_from
+from cai.reliability import reliability
 from cai.review import check_review, labels_entry, read_review, review
 from cai.revise import LETTERS, Roles, generate, revise
-from cai.rows import Drop, Pair, Row
-from cai.runner import InFlight, Tables, Watch, Work, run_chunks
+from cai.rows import Drop, Pair, Row, shortenable
+from cai.runner import Here, Shards, Tables, Team, Watch, Work
 from cai.settings import (
     CalibrateSettings,
+    Comparing,
     ConstitutionTestSettings,
     EngineSettings,
     ExportSettings,
@@ -50,6 +58,7 @@ from cai.settings import (
     ReviseSettings,
     option_of,
 )
+from cai.signing import read_private_key
 from cai.store import Json, Run, open_run
 from cai.sums import stray
 from cai.temperature import gather
@@ -59,13 +68,15 @@ from cai.threads import in_thread
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A finished stage: its folder, its manifest entry, and what this session of it asked and how long it took."""
+    """A finished stage: its folder, its manifest entry, what this session of it asked and how long it took, and what
+    has shifted since the sessions before."""
 
     stage: str
     folder: str
     entry: Json
     session: Tally
     seconds: float
+    alarms: tuple[Alarm, ...] = ()
 
 
 async def generate_stage(settings: GenerateSettings, watch: Watch) -> Outcome:
@@ -136,7 +147,8 @@ def _apply_review(run: Run, file: str, share: float, watch: Watch) -> Outcome:
         entry = labels_entry(run)
         assert entry is not None
         review(run, answers, share, entry["settings"]["seed"], watch.say)
-        if "label" not in run.manifest():  # a label has changed, now or before a kill
+        # A label has changed, now or before a kill, or only what is in the files of the review.
+        if "label" not in run.manifest() or not run.is_listed("label"):
             entry |= {"counts": count_stage(run, "label"), "files": run.files("label", TABLES["label"])}
             run.write_manifest("label", entry)
     return Outcome("label", str(run.folder), entry, Tally(), time.monotonic() - begun)
@@ -173,7 +185,7 @@ async def calibrate_stage(settings: CalibrateSettings, watch: Watch) -> Calibrat
     constitution = once(load_constitution, settings.constitution)
     stage, work = _judging("calibrate", settings, settings.out, constitution, settings.shard_rows)
     stage = _in_its_folder(stage, settings, settings.gold)
-    return _measured(await _run(stage, gold, work, tables, watch), constitution)
+    return await _measured(stage, gold, work, constitution, watch)
 
 
 async def constitution_stage(settings: ConstitutionTestSettings, watch: Watch) -> Calibration:
@@ -185,8 +197,7 @@ async def constitution_stage(settings: ConstitutionTestSettings, watch: Watch) -
     examples = ConstitutionPairs(constitution)
     stage, work = _judging("calibrate", settings, settings.out, constitution, principles=examples.principles)
     stage = _in_its_folder(stage, settings, settings.constitution)
-    outcome = await _run(stage, examples, work, tables, watch)
-    return _measured(outcome, constitution)
+    return await _measured(stage, examples, work, constitution, watch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +209,12 @@ class Dataset:
 
 
 async def export_stage(settings: ExportSettings, watch: Watch) -> Dataset:
-    """Write a run's answers and labels as datasets. Raises BadInput, CannotWrite."""
+    """Write a run's answers and labels as datasets, or as a new version of them, signed if the settings say so.
+
+    Raises BadInput, CannotWrite.
+    """
     run, method = open_run(settings.run), settings.export_method(settings.seed)
+    key = read_private_key(f"--sign {settings.sign}", settings.sign) if settings.sign is not None else None
     command = repeat("cai export", settings)
     stopped = threading.Event()
 
@@ -207,10 +222,15 @@ async def export_stage(settings: ExportSettings, watch: Watch) -> Dataset:
         if stopped.is_set():
             raise CaiError("stopped")
 
+    def make() -> Dataset:
+        out = Path(settings.out)
+        if settings.versions:
+            folder, manifest = export_version(run, out, method, command, watch.say, go_on, key)
+            return Dataset(str(folder), manifest)
+        return Dataset(settings.out, export(run, out, method, command, watch.say, go_on, key))
+
     # A thread cannot be broken off: it looks between its steps whether it shall go on, and leaves no folder if not.
-    work = partial(export, run, Path(settings.out), method, command, watch.say, go_on)
-    manifest = await in_thread(work, stop=stopped.set)
-    return Dataset(settings.out, manifest)
+    return await in_thread(make, stop=stopped.set)
 
 
 def repeat(command: str, settings: ExportSettings) -> str:
@@ -219,9 +239,15 @@ def repeat(command: str, settings: ExportSettings) -> str:
     told = [f"./{first}" if first.startswith("-") else first]
     for name, field in type(settings).model_fields.items():
         value: Any = getattr(settings, name)
-        if name != settings.positional and value != field.default:
+        # Where somebody keeps a key is nobody's business, and the same data come of it.
+        if name in (settings.positional, "sign") or value == field.default:
+            continue
+        option = option_of(type(settings), name)
+        if isinstance(value, bool):
+            told.append(option if value else f"--no-{option[2:]}")
+        else:
             for one in value if isinstance(value, tuple) else (value,):
-                told += [option_of(type(settings), name), str(one)]
+                told += [option, str(one)]
     return shlex.join([*command.split(), *told])
 
 
@@ -250,14 +276,21 @@ def _in_its_folder(stage: "_Stage", settings: GoldSettings, gold: str) -> "_Stag
     return replace(stage, out=f"data/runs/calibrate-{name}")
 
 
-def _measured(outcome: Outcome, constitution: Constitution) -> Calibration:
-    run = open_run(outcome.folder)
-    figures = judge_figures(run.records("pairs"), run.records("verdicts"), run.records("labels"))
-    evidence = gather(run.records("pairs"), run.records("verdicts"), run.records("labels"), constitution.weights())
-    figures["temperature"] = temperature_figures(evidence, soft_label)
-    write_atomically(run.folder / "calibration.json", (json.dumps(figures, indent=2) + "\n").encode())
-    write_atomically(run.folder / "reliability.svg", reliability_svg(figures["calibration"]["bins"]).encode())
-    return Calibration(outcome, figures)
+async def _measured(
+    stage: "_Stage", source: "Source", work: Work, constitution: Constitution, watch: Watch
+) -> Calibration:
+    figures: Json = {}
+
+    def measure(run: Run) -> None:
+        if next(run.records("labels", ["pair_id"]), None) is None:
+            return
+        figures.update(judge_figures(run.records("pairs"), run.records("verdicts"), run.records("labels")))
+        evidence = gather(run.records("pairs"), run.records("verdicts"), run.records("labels"), constitution.weights())
+        figures["temperature"] = temperature_figures(evidence, soft_label)
+        write_atomically(run.folder / "calibration.json", (json.dumps(figures, indent=2) + "\n").encode())
+        write_atomically(run.folder / "reliability.svg", reliability(figures["calibration"]["bins"]).as_file().encode())
+
+    return Calibration(await _run(stage, source, work, tables, watch, measure), figures)
 
 
 def _judging(
@@ -345,9 +378,11 @@ async def _run(
             watch.end()
         if amend is not None:
             amend(run)
-        if plan.to_do() or stage.name not in run.manifest():
+        late = _add_missing_session(run, stage)
+        if plan.to_do() or late or stage.name not in run.manifest() or not run.is_listed(stage.name):
             run.write_manifest(stage.name, _manifest_entry(run, stage, source, plan, belongs))
-        outcome = Outcome(stage.name, stage.out, run.manifest()[stage.name], tally, time.monotonic() - begun)
+        alarms = _compare(run, stage, source, plan, watch)
+        outcome = Outcome(stage.name, stage.out, run.manifest()[stage.name], tally, time.monotonic() - begun, alarms)
     counts = outcome.entry["counts"]
     if counts["kept"] == 0 and set(counts["dropped_by_reason"]) == {NO_PAIR}:
         watch.say(f"{stage.out}: no two answers differ, so there are no pairs to judge.")
@@ -359,55 +394,101 @@ async def _run(
     return outcome
 
 
+def _add_missing_session(run: Run, stage: _Stage) -> bool:
+    """Write the line of a session that was killed when its last shard was there, before it could do so itself.
+
+    Whether there was none. The history names a run after its first one.
+    """
+    if run.sessions(stage.name):
+        return False
+    run.add_session({"stage": stage.name, "started": _now(), "seconds": 0.0, **asdict(Tally())})
+    return True
+
+
+def _compare(run: Run, stage: _Stage, source: Source, plan: "_Plan", watch: Watch) -> tuple[Alarm, ...]:
+    """Write what is new in a finished stage into the history beside the run, and compare it with what is there."""
+    settings = stage.settings
+    if not isinstance(settings, Comparing) or settings.history == "off":
+        return ()
+    folder = Path(os.path.abspath(stage.out)).parent / "history" if settings.history == "on" else Path(settings.history)
+    origin = answers_from(run) if stage.name == "label" else source.spec
+    chunks, bounds = partial(source.chunks, stage.shard_rows), settings.bounds()
+    return tell(run, stage.name, chunks, plan.sizes, origin, History(folder), bounds, watch.say)
+
+
 async def _work_through(
     run: Run, stage: _Stage, belongs: Json, plan: "_Plan", source: Source, work: Work, tables: Tables, tally: Tally,
     watch: Watch,
 ) -> None:  # fmt: skip
     """Open the engines, write down what the run belongs to, and make the shards that are not there yet."""
     settings = stage.settings
-    begun, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    begun, started = time.monotonic(), _now()
     others = OtherRuns([Path(other) for other in settings.reuse], watch.say) if settings.reuse else None
     for place in others.damaged if others is not None else ():
         watch.say(f"{place} is damaged and passed over.")
-    used = list(dict.fromkeys(stage.roles.values()))  # one model in three roles is one engine
-    async with AsyncExitStack() as engines:
-        for engine in used if plan.good else ():
-            await engines.enter_async_context(engine)
+    async with _team(stage, watch) if plan.good else Here([], None) as team:
+        if stage.name in run.manifest():  # first: it must answer for no other settings than it was finished with
+            run.write_manifest(stage.name, None)
         run.belong(stage.name, belongs, stage.copies)
         run.write_manifest(stage.name, None)
         for index in plan.gone:
             run.remove_shard(stage.name, TABLES[stage.name], index)
         if settings.long_prompts == "shorten":
             work = partial(_shortening, work)
-        in_flight = InFlight(lambda: sum(engine.slots for engine in used), settings.rows_in_flight)
+        shards = Shards(run, stage.name, tables, digest(belongs), tally, others, watch)
         chunks = _still_to_do(source, stage.shard_rows, plan.open_chunks)
-        restarts_before = sum(engine.restarts for engine in used)  # in an earlier stage, of an engine that is kept
         whole = False
         try:
-            await run_chunks(run, stage.name, chunks, work, tables, digest(belongs), in_flight, tally, others, watch)
+            await team.work_through(shards, chunks, work)
             whole = True
         finally:
-            tally.engine_restarts = sum(engine.restarts for engine in used) - restarts_before
+            tally.engine_restarts = team.restarts
             seconds = round(time.monotonic() - begun, 3)
             with nullcontext() if whole else suppress(CaiError):  # what ended the work is what a person must hear of
-                run.add_session({"stage": stage.name, "started": started, "seconds": seconds, **asdict(tally)})
+                told = {"stage": stage.name, "started": started, "seconds": seconds, **asdict(tally)}
+                run.add_session(told | _asked_with(stage))
+
+
+def _asked_with(stage: _Stage) -> Json:
+    """What a session's calls were asked with: the kind of engine in each role, and the versions of the libraries."""
+    kinds = {role: kind_of(spec) for role, spec in stage.settings.specs().items()}
+    return {"engines": kinds, "versions": _versions(stage)}
+
+
+def _versions(stage: _Stage) -> dict[str, str]:
+    libraries = {"cai": version("cai"), "pyarrow": version("pyarrow")}
+    for engine in stage.roles.values():
+        libraries |= engine.versions()
+    return libraries
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _team(stage: _Stage, watch: Watch) -> Team:
+    """The engines of a stage: one model in three roles is one engine."""
+    settings, specs = stage.settings, stage.settings.specs()
+    engines = {engine: specs[role] for role, engine in stage.roles.items()}
+    if settings.on == "ray":
+        return Actors(engines, settings.actors(), settings.rows_in_flight, bool(settings.reuse), watch)
+    return Here(list(engines), settings.rows_in_flight)
 
 
 async def _shortening(work: Work, item: Row | Pair, ask: Ask) -> object:
-    """The work on a row or pair of which the older turns may be left out: all but its last, and a system message."""
-    *older, last = item.prompt
-    optional = (turn if turn.role == "system" else replace(turn, optional=True) for turn in older)
-    return await work(replace(item, prompt=(*optional, last)), ask)
+    """The work on a row or pair of which the older turns may be left out."""
+    return await work(shortenable(item), ask)
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """`good` of the rows can be worked on; `gone` are shards that are there and have no rows any more; `strays` are
-    somebody else's files, in the place of shards that are still to be made."""
+    """`good` of the rows can be worked on; `sizes` are the rows of each shard; `gone` are shards that are there and
+    have no rows any more; `strays` are somebody else's files, in the place of shards that are still to be made."""
 
     rows: int
     good: int
     finished_rows: int
+    sizes: Mapping[int, int]
     open_chunks: Mapping[int, str]
     gone: Sequence[int]
     strays: Sequence[Path]
@@ -425,6 +506,7 @@ async def _plan(run: Run, stage: _Stage, settings_sha: str, source: Source, anew
     tables = TABLES[stage.name]
     rows, finished_rows, good = 0, 0, 0
     open_chunks: dict[int, str] = {}
+    sizes: dict[int, int] = {}
     shas: list[str] = []
     first_drop: Drop | None = None
     for chunk in source.chunks(stage.shard_rows):
@@ -433,6 +515,7 @@ async def _plan(run: Run, stage: _Stage, settings_sha: str, source: Source, anew
         first_drop = first_drop or next(iter(drops), None)
         rows, good = rows + len(chunk.items), good + len(chunk.items) - len(drops)
         shas.append(chunk.sha)
+        sizes[chunk.index] = len(chunk.items)
         mark = run.mark(stage.name, tables, chunk.index)
         if mark is not None and not anew:
             if len(mark.inputs) > len(chunk.digests):
@@ -458,7 +541,7 @@ async def _plan(run: Run, stage: _Stage, settings_sha: str, source: Source, anew
     gone = [index for index in run.finished_shards(tables[-1]) if index >= len(shas)]
     if gone and not anew:
         raise _too_few(stage, source.spec, rows)
-    return _Plan(rows, good, finished_rows, open_chunks, gone, strays, digest(shas))
+    return _Plan(rows, good, finished_rows, sizes, open_chunks, gone, strays, digest(shas))
 
 
 def _too_few(stage: _Stage, spec: str, rows: int) -> BadInput:
@@ -524,14 +607,16 @@ def _flat(belongs: Json) -> dict[str, Any]:
     }
 
 
+def code_sha() -> str:
+    """The digest of the code that makes a row of a model's answers: with other code, a row may come out otherwise."""
+    return digest([file_digest(Path(str(one.__file__))) for one in (calls, ids, label_module, revise_module)])
+
+
 def _manifest_entry(run: Run, stage: _Stage, source: Source, plan: _Plan, belongs: Json) -> Json:
     files = run.files(stage.name, TABLES[stage.name])  # first, since a damaged one must not be counted
     counts = count_stage(run, stage.name)
     if counts["read"] != plan.rows:
         raise AssertionError(f"{plan.rows} rows were read, but {counts['read']} are kept or dropped")
-    libraries = {"cai": version("cai"), "pyarrow": version("pyarrow")}
-    for engine in stage.roles.values():
-        libraries |= engine.versions()
     return {
         **belongs,
         "prompts": {
@@ -541,7 +626,8 @@ def _manifest_entry(run: Run, stage: _Stage, source: Source, plan: _Plan, belong
             "sha": plan.prompts_sha,
             "made_of": source.made_of,
         },
-        "versions": libraries,
+        "versions": _versions(stage),
+        "code_sha": code_sha(),
         "counts": counts,
         "cost": cost(run.sessions(stage.name)),
         "files": files,

@@ -9,6 +9,7 @@
     RUN/shards.jsonl                      the sha256 of each Parquet file, written down before the file has its name
     RUN/sessions.jsonl                    one line for each time a command worked on the run and could say so
     RUN/manifest.json                     files, digests, counts, tokens, times; written last
+    RUN/manifest.json.sig                 a signature over it, if somebody has signed it (`cai sign`)
 
 A shard is written beside its name, synced and renamed, its drops before it; so a finished name means a finished file,
 and a shard whose rows are there has its drops. Of a stage with several tables the last one is written last, and stands
@@ -32,22 +33,25 @@ from cai.errors import BadInput
 from cai.files import write_atomically, writing
 from cai.folder import Hold, hold
 from cai.ids import digest, file_digest
+from cai.listing import is_listed, list_files
 from cai.rows import SCHEMAS, Drop, as_turns
-from cai.seal import Json, add_line, read_stages, sealed_lines, write_stages
+from cai.seal import SIGNATURE, Json, add_line, read_stages, sealed_lines, write_stages
 from cai.sums import Sums, damaged_shard, stray
 
 # As `Run.shard` names them: a copy of one is none.
 _SHARD = re.compile(r"part-([0-9]{5}|[1-9][0-9]{5,})\.parquet")
 
 # What the records of versions held that did not seal them yet.
-_OLDER_SETTINGS = frozenset({"settings", "models", "texts"})
-_OLDER_MANIFEST = _OLDER_SETTINGS | {"prompts", "versions", "counts", "cost", "files"}
-_OLDER_SESSION = frozenset({
+OLDER_SETTINGS = frozenset({"settings", "models", "texts"})
+OLDER_MANIFEST = OLDER_SETTINGS | {"prompts", "versions", "counts", "cost", "files"}
+OLDER_SESSION = frozenset({
     "stage", "started", "seconds", "asked_calls", "reused_calls", "prompt_tokens", "cached_tokens",
     "completion_tokens", "engine_restarts", "shortened_calls",
 })  # fmt: skip
 # What the name of a stage ends with in the manifest while people's answers are entered into its finished tables.
 _REOPENED = " (being reviewed)"
+# The record in the manifest of what is no stage's table; no stage is called so.
+_OTHER_FILES = "other files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ def to_table(rows: Sequence[object], table: str) -> Any:
     unknown keys, fills missing ones with nulls and lets both pass without a word.
     """
     schema = SCHEMAS[table]
-    records = [_record(row) for row in rows]
+    records = [record_of(row) for row in rows]
     for record in records:
         _check_keys(record, schema, table)
     made: Any = pa.Table.from_pylist(records, schema=schema)
@@ -76,7 +80,8 @@ def to_table(rows: Sequence[object], table: str) -> Any:
     return made
 
 
-def _record(row: object) -> Json:
+def record_of(row: object) -> Json:
+    """A row as its table holds it, but for tuples."""
     assert is_dataclass(row) and not isinstance(row, type)
     record = asdict(row)
     prompt: Any = getattr(row, "prompt", None)
@@ -138,7 +143,7 @@ class Run:
     def settings(self) -> dict[str, Json]:
         """What each stage of the run belongs to; empty for a new run. Raises BadInput if that is damaged."""
         remedy = f"Restore it, or choose another --out, with --reuse {self.folder} to keep the calls."
-        return read_stages(self.folder / "settings.json", _OLDER_SETTINGS, remedy)
+        return read_stages(self.folder / "settings.json", OLDER_SETTINGS, remedy)
 
     def belong(self, stage: str, belongs: Json, copies: Mapping[str, str]) -> None:
         """Write down what a stage belongs to, then copies of the texts it uses, before its first row.
@@ -291,7 +296,7 @@ class Run:
         Raises BadInput if the manifest is damaged.
         """
         places = list(self._sums.damaged_lines())
-        deque(sealed_lines(self.folder / "sessions.jsonl", _OLDER_SESSION, places), maxlen=0)
+        deque(sealed_lines(self.folder / "sessions.jsonl", OLDER_SESSION, places), maxlen=0)
         return places
 
     # Sessions and manifest
@@ -301,29 +306,49 @@ class Run:
         self.check_held()
         add_line(self.folder / "sessions.jsonl", session)
 
-    def sessions(self, stage: str) -> list[Json]:
-        """The sessions of a stage; damaged lines are passed over, see `damaged_lines`."""
-        lines = sealed_lines(self.folder / "sessions.jsonl", _OLDER_SESSION, [])
-        return [one for one in lines if one.get("stage") == stage]
+    def sessions(self, stage: str | None = None) -> list[Json]:
+        """The sessions of a stage, or of all; damaged lines are passed over, see `damaged_lines`."""
+        lines = sealed_lines(self.folder / "sessions.jsonl", OLDER_SESSION, [])
+        return [one for one in lines if stage is None or one.get("stage") == stage]
 
     def manifest(self) -> dict[str, Json]:
         """The manifest by stage; empty if no stage has finished. Raises BadInput if it is damaged."""
-        return {name: entry for name, entry in self._entries().items() if not name.endswith(_REOPENED)}
+        entries = self._entries().items()
+        return {name: entry for name, entry in entries if not name.endswith(_REOPENED) and name != _OTHER_FILES}
+
+    def other_files(self) -> Json | None:
+        """What the manifest says of the files beside the tables, see `listing`; None in a run of an earlier version.
+
+        Raises BadInput if the manifest is damaged.
+        """
+        return self._entries().get(_OTHER_FILES)
+
+    def known_sums(self, name: str) -> set[str]:
+        """Every sha256 that a table's file, by its path in the run, was written with. Raises as `Sums.known`."""
+        return self._sums.known(self.folder / name)
+
+    def is_listed(self, stage: str) -> bool:
+        """Whether the manifest has the files that a stage writes beside its tables as they are, or knows of none."""
+        listed = self.other_files()
+        return listed is None or is_listed(self.folder, stage, listed)
 
     def _entries(self) -> dict[str, Json]:
         remedy = "Remove it and give the run's commands again; no finished call is asked again."
-        return read_stages(self.folder / "manifest.json", _OLDER_MANIFEST, remedy)
+        return read_stages(self.folder / "manifest.json", OLDER_MANIFEST, remedy)
 
     def write_manifest(self, stage: str, entry: Json | None) -> None:
         """Enter a finished stage, or with None take it out because it is being worked on again.
 
-        Raises BadInput if the manifest is damaged or the folder is gone, CannotWrite.
+        With it goes what the other files of the run hold. Raises BadInput if the manifest is damaged or the folder is
+        gone, CannotWrite.
         """
         self.check_held()
-        stages = {name: old for name, old in self._entries().items() if name not in (stage, stage + _REOPENED)}
+        entries = self._entries()
+        stages = {name: old for name, old in entries.items() if name not in (stage, stage + _REOPENED)}
         if entry is not None:
             stages[stage] = entry
-        write_stages(self.folder / "manifest.json", stages)
+            stages[_OTHER_FILES] = list_files(self.folder, stage, entries.get(_OTHER_FILES, {}))
+        self._write_entries(stages)
 
     def reopen(self, stage: str) -> None:
         """Take a stage out because its finished tables are being rewritten, and keep its entry, see `reopened`.
@@ -332,8 +357,15 @@ class Run:
         Raises BadInput if the manifest is damaged or the folder is gone, CannotWrite.
         """
         self.check_held()
-        stages = {name + _REOPENED if name == stage else name: entry for name, entry in self._entries().items()}
-        write_stages(self.folder / "manifest.json", stages)
+        self._write_entries(
+            {name + _REOPENED if name == stage else name: entry for name, entry in self._entries().items()}
+        )
+
+    def _write_entries(self, entries: Mapping[str, Json]) -> None:
+        signature = self.folder / SIGNATURE
+        with writing(signature):
+            signature.unlink(missing_ok=True)  # it was given for the manifest that is being replaced
+        write_stages(self.folder / "manifest.json", entries)
 
     def reopened(self, stage: str) -> Json | None:
         """The entry of a stage before `reopen`, if it was not entered since. Raises BadInput as `manifest` does."""

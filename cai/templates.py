@@ -78,6 +78,10 @@ class Templates:
     # What does not depend on a row is rendered once; the sandbox takes its time.
     _rendered: dict[object, str] = field(default_factory=dict[object, str], compare=False, repr=False)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Compiled code does not travel to another process; there it is compiled from the same texts.
+        return _compiled_anew, (self.examples, self.texts, self.paths, self.sha, self.shown)
+
     def render(self, name: str, principle: Principle | None = None, **given: object) -> str:
         """The text of template `name`, stripped of outer white space.
 
@@ -117,20 +121,49 @@ def load_templates(
     if folder is not None:
         _check_folder(Path(folder))
     made = environment()
-    files = [f"{name}.jinja" for name in names]
-    if few_shot:
-        files += [f"{name}.examples.yaml" for name in EXAMPLES_NEED]
-    paths = {file: _path(folder, wording, file) for file in files}
-    texts = {name: _read(path) for name, path in paths.items()}
-    compiled = {name: _compile(made, name, paths[f"{name}.jinja"], texts[f"{name}.jinja"]) for name in names}
-    examples_of = [(name, f"{name}.examples.yaml") for name in EXAMPLES_NEED if few_shot]
-    examples = {name: _examples(paths[file], texts[file], EXAMPLES_NEED[name]) for name, file in examples_of}
-    told = [text for group in examples.values() for one in group for text in _told(one)]
-    shown = frozenset(phrase for text in told for phrase in phrases(text))
-    templates = Templates(compiled, examples, texts, paths, digest(texts), shown)
+    templates = _loaded(made, {file: _path(folder, wording, file) for file in template_files(names, few_shot)})
     for principle in principles:
         _try_each(templates, principle, question)
     return templates
+
+
+def load_kept_templates(folder: Path, names: Sequence[str], few_shot: bool) -> Templates:
+    """The copies that a run keeps in `folder` of the templates `names` and, with `few_shot`, of their examples.
+
+    What is not there is left out, and the digest is then another one. Raises BadInput as `load_templates` does.
+    """
+    paths = {file: folder / file for file in template_files(names, few_shot)}
+    return _loaded(environment(), {file: path for file, path in paths.items() if path.is_file()})
+
+
+def template_files(names: Sequence[str], few_shot: bool) -> list[str]:
+    """The names of the files of the templates `names` and, with `few_shot`, of their examples."""
+    return [f"{name}.jinja" for name in names] + [f"{name}.examples.yaml" for name in EXAMPLES_NEED if few_shot]
+
+
+def _loaded(made: jinja2.Environment, paths: Mapping[str, Path]) -> Templates:
+    """The templates and examples in these files, by the files' names."""
+    texts = {name: _read(path) for name, path in paths.items()}
+    names = [file.removesuffix(".jinja") for file in texts if file.endswith(".jinja")]
+    compiled = {name: _compile(made, name, paths[f"{name}.jinja"], texts[f"{name}.jinja"]) for name in names}
+    examples_of = [(name, file) for name in EXAMPLES_NEED if (file := f"{name}.examples.yaml") in texts]
+    examples = {name: _examples(paths[file], texts[file], EXAMPLES_NEED[name]) for name, file in examples_of}
+    told = [text for group in examples.values() for one in group for text in _told(one)]
+    shown = frozenset(phrase for text in told for phrase in phrases(text))
+    return Templates(compiled, examples, texts, paths, digest(texts), shown)
+
+
+def _compiled_anew(
+    examples: Mapping[str, tuple[FewShot, ...]],
+    texts: Mapping[str, str],
+    paths: Mapping[str, Path],
+    sha: str,
+    shown: frozenset[str],
+) -> Templates:
+    names = [file.removesuffix(".jinja") for file in texts if file.endswith(".jinja")]
+    made = environment()
+    compiled = {name: _compile(made, name, paths[f"{name}.jinja"], texts[f"{name}.jinja"]) for name in names}
+    return Templates(compiled, examples, texts, paths, sha, shown)
 
 
 def _check_folder(folder: Path) -> None:

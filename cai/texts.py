@@ -23,8 +23,9 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda match: _spelled(ord(match[0])), text)
 
 
-def visible_json(text: str) -> str:
-    """The same for JSON that is written out: it means what it meant."""
+def visible_json(value: object) -> str:
+    """The same for what is written out as JSON: it means what it meant."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
     return _UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 

@@ -15,6 +15,7 @@ from cai import journal, stages
 from cai.constitution import Constitution, load_constitution
 from cai.engines import Completion, Engine, Request, Sampling
 from cai.engines.scripted import ScriptedEngine
+from cai.journal import Tally
 from cai.revise import Method, Roles
 from cai.rows import Message, Row
 from cai.templates import Templates, load_templates
@@ -35,6 +36,9 @@ class Quiet:
 
     def begin(self, stage: str, rows: int, finished: int) -> None:
         self.begun = (stage, rows, finished)
+
+    def asking(self, tally: Tally) -> None:
+        self.tally = tally
 
     def row(self, kept: bool) -> None:
         self.rows.append(kept)

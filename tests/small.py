@@ -55,14 +55,16 @@ def revise(folder: Path) -> Quiet:
     """Rows in one shard, and a drop in another."""
     settings = ReviseSettings(
         prompts=str(PROMPTS), out=str(folder / "run"), engine="scripted", shard_rows=2, rounds=1, gate="off",
-        rows_in_flight=1, revision_tries=1, principles="one",
+        rows_in_flight=1, revision_tries=1, principles="one", history="off",
     )  # fmt: skip
     asyncio.run(revise_stage(settings, watch := Quiet()))
     return watch
 
 
 def label(folder: Path) -> Quiet:
-    settings = LabelSettings(run=str(folder / "run"), engine="scripted", judge_principles=1, rows_in_flight=1)
+    settings = LabelSettings(
+        run=str(folder / "run"), engine="scripted", judge_principles=1, rows_in_flight=1, history="off"
+    )
     asyncio.run(label_stage(settings, watch := Quiet()))
     return watch
 

@@ -95,12 +95,19 @@ def test_what_the_environment_says_wrongly_is_named_and_no_secret_is_shown(
     assert "hunter2" not in "".join(traceback.format_exception(refused.value))
 
 
-def test_a_file_without_certificates_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_file_without_certificates_and_one_that_cannot_be_written_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     (tmp_path / "empty.pem").write_text("nothing\n")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "empty.pem"))
     with pytest.raises(
-        BadInput, match=r"SSL_CERT_FILE: found '.*empty.pem', which cannot be used \(.+\), expected a file"
+        BadInput, match=r"SSL_CERT_FILE: found '.*empty.pem', which cannot be used \(.+\), expected a file that can"
     ):
+        client_of("https://a.invalid/v1", "none", 1.0)
+    monkeypatch.delenv("SSL_CERT_FILE")
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    monkeypatch.setenv("SSLKEYLOGFILE", "/nope/x")
+    with pytest.raises(BadInput, match=r"SSLKEYLOGFILE: found '/nope/x', which cannot be used \(No such"):
         client_of("https://a.invalid/v1", "none", 1.0)
 
 

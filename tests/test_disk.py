@@ -18,10 +18,10 @@ import pytest
 
 from cai import stages
 from cai.cli import cai, run_cli
+from cai.dataset import KIND
 from cai.engines import Request
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput, CaiError, CannotWrite
-from cai.export import KIND
 from cai.folder import refuse_other_files
 from cai.settings import ReviseSettings
 from cai.stages import revise_stage

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cai import lock
+from cai.dataset import KIND
 from cai.errors import BadInput, CannotWrite
-from cai.export import KIND
 from cai.folder import new_folder, refuse_other_files
 from cai.store import Run, open_run
 from tests.conftest import write_jsonl

@@ -197,8 +197,13 @@ def open_engine(spec: Spec) -> Engine:
     return kept
 
 
+def kind_of(spec: Spec) -> str:
+    """The engine that a spec means: transformers, vllm, server or scripted."""
+    return spec.kind if spec.kind != "auto" else "server" if spec.endpoints else "transformers"
+
+
 def _made(spec: Spec) -> Engine:
-    kind = spec.kind if spec.kind != "auto" else "server" if spec.endpoints else "transformers"
+    kind = kind_of(spec)
     if spec.endpoints and kind != "server":
         raise BadInput(
             "endpoint", f"endpoints together with the engine '{kind}'", "the engine 'server'", "Leave one of them out."

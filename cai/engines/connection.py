@@ -21,7 +21,6 @@ CONNECT_SECONDS = 10.0
 ELSEWHERE = "cai-elsewhere"
 # The library that the openai client is built on: httpx or httpx2, depending on its version.
 _http: Any = sys.modules[openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0]]
-_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 
 
 def client_of(url: str, key: str, seconds: float) -> openai.AsyncOpenAI:
@@ -121,9 +120,9 @@ def _transport(url: str) -> Any:
         remedy = "Install the package socksio, or put the server's host into NO_PROXY."
         raise BadInput(name, "a SOCKS proxy, which needs the package socksio", expected, remedy) from None
     except OSError as error:  # ssl.SSLError is one
-        name = next((name for name in _CERTIFICATES if os.environ.get(name)), "certificates")
+        name = "SSLKEYLOGFILE" if error.filename else "SSL_CERT_FILE"  # the error names the former's file only
         found = f"'{os.environ.get(name, '')}', which cannot be used ({error.strerror or error})"
-        raise BadInput(name, found, "a file with certificates", f"Mend {name}, or unset it.") from error
+        raise BadInput(name, found, "a file that can", f"Mend {name}, or unset it.") from error
 
 
 def _proxy(url: str) -> tuple[str, str | None]:
