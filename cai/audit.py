@@ -3,16 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from cai.calibrate import agreement
 from cai.checks import CHECKS, boilerplate_endings
 from cai.journal import Tally
 from cai.label import NEITHER, REASONS, why_none
-from cai.markdown import plain
 from cai.refusals import is_refusal
-from cai.sandbox import fence
 from cai.store import Json, Run
 
 # The tables of each stage; the last one is written last, and has one row for each row or pair that was kept.
@@ -206,29 +203,7 @@ def report(run: Run) -> Json:
     }
 
 
-def markdown(run: Run, stage: str) -> str:
-    """A finished stage as Markdown: its counts and, for `revise`, three rows before and after."""
-    entry = run.manifest()[stage]
-    counts, money = entry["counts"], entry["cost"]
-    lines = [f"# cai {stage}", "", "| | |", "|---|---|"]
-    lines += [
-        f"| {name} | {counts[name]} |" for name in ("read", "kept", "dropped", "changed", "decided") if name in counts
-    ]
-    lines += [f"| dropped: {reason} | {count} |" for reason, count in counts["dropped_by_reason"].items()]
-    lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in money.items()]
-    if stage == "revise":
-        for row in islice(examples(run), 3):
-            lines += ["", f"## {plain(row['row_id'])}", ""]
-            lines += [_quote("asked", row["prompt"][-1]["content"])]
-            lines += [_quote("before", row["response"]), _quote("after", row["final"])]
-    return "\n".join(lines) + "\n"
-
-
 def examples(run: Run) -> Iterator[Json]:
     """Trajectories to show: changed ones first, in input order, then the others."""
     yield from (row for row in run.records("trajectories") if row["changed"])
     yield from (row for row in run.records("trajectories") if not row["changed"])
-
-
-def _quote(title: str, text: str) -> str:
-    return f"**{title}**\n\n{fence(text[:1000])}\n"

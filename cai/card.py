@@ -12,9 +12,11 @@ import yaml
 from cai.constitution import Constitution
 from cai.dataset import CONFIGS, SPLITS, Config
 from cai.markdown import code, percent, plain, table
+from cai.report.gate import gate_of
 from cai.sandbox import fence
 from cai.store import Json
 from cai.texts import visible
+from cai.versions import CHANGES
 from cai.views import snippet
 
 _WHAT: dict[Config, str] = {
@@ -32,6 +34,7 @@ def card(manifest: Json, constitutions: Sequence[Constitution]) -> str:
     """The card as Markdown, with the YAML in front that makes `load_dataset(DIR, config)` work."""
     sections = [
         *_what(manifest),
+        *_version(manifest),
         *_before(manifest),
         *_use(manifest),
         *_how(manifest),
@@ -123,6 +126,36 @@ def _what(manifest: Json) -> Iterator[str]:
     yield from table(("column", "in", "what it says"), list(_columns(manifest)))
 
 
+def _version(manifest: Json) -> Iterator[str]:
+    """What is new, in a dataset that is one of several versions."""
+    version = manifest.get("version")
+    if version is None:
+        return
+    yield f"## What is new in {version['name']}"
+    yield ""
+    if version["before"] is None:
+        yield "It is the first version: every row is new."
+        yield ""
+        return
+    before = version["before"]
+    rows = [
+        (f"`{config}`", split, *(str(counts[change]) for change in CHANGES))
+        for config, splits in version["counts"].items()
+        for split, counts in splits.items()
+        if any(counts.values())
+    ]
+    yield f"Against the version before, {before['name']} (content `{before['content_sha'][:16]}`)" + (
+        ":" if rows else ", no row has changed."
+    )
+    yield ""
+    yield from table(("config", "split", *CHANGES), rows)
+    yield (
+        "`changes.parquet` has the ids of those rows. A prompt stays in the split in which the version before has it; "
+        "a new one that is nearly the same as prompts of both is left out (`between_splits`)."
+    )
+    yield ""
+
+
 def _columns(manifest: Json) -> Iterator[tuple[str, str, str]]:
     there = _there(manifest)
     by_person = " Where a person decided against the judge it is 1 and the margin 0." if manifest["by_person"] else ""
@@ -151,7 +184,8 @@ def _before(manifest: Json) -> Iterator[str]:
     yield "## Before you train on it"
     yield ""
     if answers + pairs < _FEW_ROWS:
-        yield f"- {answers + pairs} rows show what such data looks like. They are too few to train anything."
+        there = [f"{number} {name}" for number, name in ((answers, "of `sft`"), (pairs, "of `preference`")) if number]
+        yield f"- The rows ({' and '.join(there)}) show what such data looks like. They are too few to train anything."
     yield (
         "- Prompts, rejected answers and chosen answers too may be harmful: chosen only means better than the other. "
         "Never imitate rejected answers, and look at a sample of the rest."
@@ -239,16 +273,26 @@ def _constitution(manifest: Json, constitutions: Sequence[Constitution]) -> Iter
         yield ""
         yield from table(header, [(code(name), "", *every.of(name)) for name in others])
     yield (
-        "`looked at`: how often an answer was held against it. `found broken`: how often it was found broken, and the "
-        "answer criticised. `sft`: rows there that such a critique led to. `pairs`: rows of `preference` that it "
-        "judged. `verdicts`: all that the judge gave by it, also on pairs that are not in this dataset (two a pair "
-        "where both orders are asked), and how many of those that could be read sided with the label that they are a "
-        "part of."
+        "`chosen`: for how many answers it was chosen. `criticised`: how often the answer was then criticised by it. "
+        f"{_gate(manifest, constitutions)}`sft`: rows there that such a critique led to. `pairs`: rows of "
+        "`preference` that it judged. `verdicts`: all that the judge gave by it, also on pairs that are not in this "
+        "dataset (two a pair where both orders are asked), and how many of those that could be read sided with the "
+        "label that they are a part of."
     )
     yield ""
 
 
-_DEEDS = ("looked at", "found broken", "sft", "pairs", "verdicts")
+_DEEDS = ("chosen", "criticised", "sft", "pairs", "verdicts")
+
+
+def _gate(manifest: Json, constitutions: Sequence[Constitution]) -> str:
+    """What the gate was asked, and so what it says that an answer was criticised."""
+    told = manifest["run"]["stages"].get("revise")
+    if told is None:
+        return ""
+    gate = gate_of(told, constitutions)
+    asked = f"The gate was asked one question about all principles at once: {plain(gate.question)} "
+    return f"{asked if gate.question is not None else ''}{gate.meaning} "
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,12 +452,15 @@ def _use(manifest: Json) -> Iterator[str]:
     yield ""
 
 
+_ANEW = "From the finished run, this makes the dataset again, byte for byte:"
+
+
 def _again(manifest: Json) -> Iterator[str]:
     yield "## Licence, and how to make it again"
     yield ""
     yield (
         f"Licence: {plain(manifest['method']['licence'])}. The licences of the prompts and of the models that wrote "
-        "the answers hold too. From the finished run, this makes the dataset again, byte for byte:"
+        "the answers hold too. " + ("From the run, this wrote this version:" if "version" in manifest else _ANEW)
     )
     yield ""
     yield fence(visible(manifest["command"]))

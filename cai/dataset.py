@@ -10,7 +10,7 @@ the trainers.
 
 import json
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ Config = Literal["sft", "preference", "reward", "kto"]
 CONFIGS: tuple[Config, ...] = ("sft", "preference", "reward", "kto")
 SPLITS = ("train", "test")
 FILE_ROWS = 100_000
+KIND = "cai export"  # what the manifest of a dataset calls itself
 # The rows of each config, by split.
 Tables = Mapping[Config, Mapping[str, Sequence[Json]]]
 
@@ -152,6 +153,14 @@ def write_configs(folder: Path, tables: Tables) -> list[Json]:
                 part = rows[index * FILE_ROWS : (index + 1) * FILE_ROWS]
                 files.append(write_parquet(folder, path, arrow_table(part, DATASET_SCHEMAS[config])))
     return files
+
+
+def rows_of(folder: Path, config: str, split: str, columns: list[str] | None = None) -> Iterator[Json]:
+    """The rows of a config's split, in their order."""
+    for path in sorted(folder.glob(f"{config}/{split}-*.parquet")):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000, columns=columns):
+                yield from batch.to_pylist()
 
 
 def write_parquet(folder: Path, path: Path, table: Any) -> Json:

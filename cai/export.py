@@ -9,7 +9,8 @@ the same method give the same bytes. The folder appears in one piece under its n
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,16 +22,13 @@ from cai.card import card
 from cai.constitution import Constitution, load_constitution
 from cai.dataset import (
     CONFIGS,
+    KIND,
     SPLITS,
     Answer,
     Config,
     DecidedPair,
     Tables,
     json_text,
-    kto_rows,
-    preference_row,
-    reward_row,
-    sft_row,
     write_configs,
     write_text,
 )
@@ -40,10 +38,12 @@ from cai.hygiene import clean_answers, clean_pairs, prompt_groups, prompt_key, r
 from cai.ids import digest, file_digest
 from cai.pairs import made_of
 from cai.probes import separability, two_sides
+from cai.seal import sealed
+from cai.signing import PrivateKey, sign
+from cai.splits import between_splits, split_tables
 from cai.store import Json, Run
+from cai.versions import Since, Version, check_versions, last_version, next_version, write_changes
 from cai.views import Trainer, make_view, write_view
-
-KIND = "cai export"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,34 +71,78 @@ class ExportMethod:
     trainer: Trainer
 
 
+Say = Callable[[str], None]
+GoOn = Callable[[], None]
+
+
 def export(
-    run: Run, out: Path, method: ExportMethod, command: str, say: Callable[[str], None],
-    go_on: Callable[[], None] = lambda: None,
+    run: Run, out: Path, method: ExportMethod, command: str, say: Say, go_on: GoOn = lambda: None,
+    key: PrivateKey | None = None,
 ) -> Json:  # fmt: skip
     """Write the datasets of a run to the folder `out`, and return what its manifest.json holds.
 
     An earlier export in `out` is replaced once the new one is finished. `command` is how a person repeats it; `say` is
-    told what they should know; `go_on` is called between the steps, and ends the export by raising an error. Raises
+    told what they should know; `go_on` is called between the steps, and ends the export by raising an error; with a
+    `key` the manifest is signed. Raises
     BadInput if `out` holds anything else, the run nothing to train on, or a file that the method names cannot be read,
     CannotWrite if a file cannot be written.
     """
     check_place(run.folder, out)
-    before = run.manifest()
-    _refuse_unfit(run)
-    with new_folder(out) as folder:
-        manifest = _fill(folder, run, method, command, say, go_on)
-        if run.manifest() != before:
-            found, remedy = "a run that has changed meanwhile", "Wait for the command that is working on it."
-            raise BadInput(str(run.folder), found, "one that stands still", remedy)
+    with new_folder(out) as folder, _standing_still(run):
+        manifest = _fill(folder, run, method, command, None, say, go_on, key)
         refuse_other_files(out, KIND)  # nobody has put a file there meanwhile
         go_on()
     return manifest
 
 
+def export_version(
+    run: Run, out: Path, method: ExportMethod, command: str, say: Say, go_on: GoOn = lambda: None,
+    key: PrivateKey | None = None,
+) -> tuple[Path, Json]:  # fmt: skip
+    """Write the datasets of a run as the next version in the folder `out`, unless nothing is new since the last one.
+
+    Returns the folder of that version, or of the last one, and what its manifest.json holds. See `export` for the rest.
+    """
+    check_version_place(run.folder, out, method)
+    target = next_version(out)
+    try:
+        with new_folder(target, lock_beside=out) as folder, _standing_still(run):
+            since = Since(target.name, last_version(out))
+            manifest = _fill(folder, run, method, command, since, say, go_on, key)
+            if target.exists():  # another process was quicker to the lock, and is done
+                found = "a folder that was not there a moment ago"
+                raise BadInput(str(target), found, "none yet", "Give the command again.")
+            go_on()
+    except _NothingNew as same:
+        say(f"Nothing is new since {same.last.folder}, so no version is written.")
+        return same.last.folder, same.last.manifest
+    return target, manifest
+
+
+class _NothingNew(Exception):
+    """What would be written is what the last version is."""
+
+    def __init__(self, last: Version) -> None:
+        super().__init__(str(last.folder))
+        self.last = last
+
+
+@contextmanager
+def _standing_still(run: Run) -> Generator[None]:
+    """Raise BadInput if the run is not fit for a dataset, or changes while one is made of it."""
+    before = run.manifest()
+    _refuse_unfit(run)
+    yield
+    if run.manifest() != before:
+        found, remedy = "a run that has changed meanwhile", "Wait for the command that is working on it."
+        raise BadInput(str(run.folder), found, "one that stands still", remedy)
+
+
 def _fill(
-    folder: Path, run: Run, method: ExportMethod, command: str, say: Callable[[str], None], go_on: Callable[[], None]
-) -> Json:
-    """Write the datasets into a folder that is empty, and return what the manifest holds."""
+    folder: Path, run: Run, method: ExportMethod, command: str, since: Since | None, say: Say, go_on: GoOn,
+    key: PrivateKey | None,
+) -> Json:  # fmt: skip
+    """Write the datasets into a folder that is empty, and return what the manifest holds. Raises _NothingNew."""
     evaluations = [read_evaluation(file) for file in method.decontaminate]
     revised = run_answers(run, method.sft, method.clean_answers)
     helpful = helpful_answers(method.helpful) if method.helpful is not None else Candidates()
@@ -108,10 +152,14 @@ def _fill(
         (one.prompt for one in (*revised.answers, *helpful.answers, *decided.pairs)), method.near_duplicates
     )
     offered = [*revised.answers, *helpful.answers]
+    settled = since.splits() if since is not None else {}
+    between = between_splits(groups, settled)
     go_on()
-    answers, unclean = clean_answers(offered, groups, evaluations, method.near_duplicates)
+    answers, unclean = clean_answers(offered, groups, evaluations, method.near_duplicates, between)
     answers, too_many = _mix(answers, method)
-    pairs, unclean_pairs = clean_pairs(decided.pairs, groups, evaluations, method.near_duplicates, method.length_ratio)
+    pairs, unclean_pairs = clean_pairs(
+        decided.pairs, groups, evaluations, method.near_duplicates, method.length_ratio, between
+    )
     sft = _Count(len(offered), revised.left_out + helpful.left_out, unclean + too_many)
     preference = _Count(len(decided.pairs), decided.left_out, unclean_pairs)
     if not answers and not pairs:
@@ -121,7 +169,7 @@ def _fill(
             "revised answers that were taken, or labels that decide", "See cai report, or let fewer rows be left out.",
         )  # fmt: skip
     go_on()
-    tables, left_out_kto = _tables(answers, pairs, groups, method)
+    tables, left_out_kto = split_tables(answers, pairs, groups, method.seed, method.test_share, settled)
     view = make_view(method.trainer, tables)
     share = sum(answer.answer_from == "helpful" for answer in answers) / len(answers) if answers else 0.0
     labels = count_labels(run)
@@ -157,23 +205,54 @@ def _fill(
         "separability": separability(pairs, groups),
         "principles": {"sft": _principles(answers), "preference": _principles(pairs)},
     }
-    for sentence in _worth_saying(manifest):
-        say(sentence)
     files = write_configs(folder, tables) + write_view(folder, method.trainer, view)
     manifest["content_sha"] = digest([[file["path"], file["sha256"]] for file in files])
-    text = card(manifest, _constitutions(run))
+    if since is not None:
+        manifest["version"], changes = since.told(tables)
+        if since.last is not None:
+            if not changes and since.last.made_like(manifest):
+                raise _NothingNew(since.last)
+            files += write_changes(folder, changes)
+    for sentence in _worth_saying(manifest):
+        say(sentence)
+    text = card(manifest, constitutions_of(run))
     manifest["files"] = [*files, write_text(folder, folder / "README.md", text)]
+    manifest = sealed(manifest, KIND)
     write_text(folder, folder / "manifest.json", json_text(manifest))
+    if key is not None:
+        sign(folder, key)
     return manifest
 
 
 def check_place(run: Path, out: Path) -> None:
     """Raise BadInput if the folder `out` cannot be made, or holds anything but an earlier export: the run, for one."""
+    _check_name(run, out)
+    refuse_other_files(out, KIND)
+    _check_writable(out)
+
+
+def _check_name(run: Path, out: Path) -> None:
+    """Raise BadInput if a dataset in the folder `out` could not be loaded, or would lie around its run."""
     if set(out.name) & set("*?[]"):
         raise BadInput(f"--out {out}", "a pattern", "a name without *, ?, [ and ]", "datasets could not load it.")
     if out.absolute() == run.absolute() or out.absolute() in run.absolute().parents:
         raise BadInput(f"--out {out}", "the run, or a folder that it lies in", "another one", "Choose another --out.")
-    refuse_other_files(out, KIND)
+
+
+def check_version_place(run: Path, out: Path, method: ExportMethod) -> None:
+    """Raise BadInput if the folder `out` cannot be made, or cannot hold one more version of a run's dataset."""
+    _check_name(run, out)
+    last = check_versions(out)
+    if last is not None and last["method"]["near_duplicates"] != method.near_duplicates:
+        was, now = last["method"]["near_duplicates"] or 1, method.near_duplicates or 1
+        raise BadInput(
+            f"--near-duplicates {now}", f"versions in {out} that were made with {was}", "the same in all of them",
+            "Choose another --out: what was put into different splits may be nearly the same now.",
+        )  # fmt: skip
+    _check_writable(out)
+
+
+def _check_writable(out: Path) -> None:
     parent = next(one for one in out.absolute().parents if one.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise BadInput(f"--out {out}", f"{parent}, which is no writable folder", "one", "Choose another --out.")
@@ -205,68 +284,6 @@ def _mix(answers: Sequence[Answer], method: ExportMethod) -> tuple[list[Answer],
 
 def _place(seed: int, purpose: str, one: Answer) -> str:
     return digest([seed, purpose, prompt_key(one.prompt), one.row_id, one.answer_from, one.answer])
-
-
-# Splits and tables
-
-
-def split_of(groups: Iterable[str], seed: int, test_share: float) -> dict[str, str]:
-    """The split of each prompt group, by a hash of its name: a group stays where it is when others come or go."""
-    return {
-        group: "test" if (int(digest([seed, "split", group])[:13], 16) + 0.5) / 16**13 < test_share else "train"
-        for group in groups
-    }
-
-
-def _tables(
-    answers: Sequence[Answer], pairs: Sequence[DecidedPair], groups: Mapping[str, str], method: ExportMethod
-) -> tuple[Tables, Counter[str]]:
-    """The rows of each config, by split, and why rows of `kto` were left out."""
-    splits = split_of(set(groups.values()), method.seed, method.test_share)
-    for rows in (answers, pairs):
-        used = {groups[prompt_key(one.prompt)] for one in rows}
-        if all(splits[group] == "test" for group in used):  # so few that none would be left to train on
-            splits |= dict.fromkeys(used, "train")
-    by_split: dict[str, tuple[list[Answer], list[DecidedPair]]] = {
-        split: (
-            [one for one in answers if splits[groups[prompt_key(one.prompt)]] == split],
-            [one for one in pairs if splits[groups[prompt_key(one.prompt)]] == split],
-        )
-        for split in SPLITS
-    }
-    kto, left_out = _without_repeats({split: [*map(kto_rows, pairs)] for split, (_, pairs) in by_split.items()})
-    tables: Tables = {
-        "sft": {split: [sft_row(one) for one in answers] for split, (answers, _) in by_split.items()},
-        "preference": {split: [preference_row(one) for one in pairs] for split, (_, pairs) in by_split.items()},
-        "reward": {split: [reward_row(one) for one in pairs] for split, (_, pairs) in by_split.items()},
-        "kto": kto,
-    }
-    return tables, left_out
-
-
-def _without_repeats(rows: Mapping[str, Sequence[Sequence[Json]]]) -> tuple[dict[str, list[Json]], Counter[str]]:
-    """The rows of `kto` without those that say the same again, or that are good in one pair and bad in another."""
-    said: dict[str, set[bool]] = {}
-    for two in (two for split in rows.values() for two in split):
-        for row in two:
-            said.setdefault(_said(row), set()).add(row["label"])
-    left_out: Counter[str] = Counter()
-    seen: set[str] = set()
-    kept: dict[str, list[Json]] = {split: [] for split in rows}
-    for split, pairs in rows.items():
-        for row in (row for two in pairs for row in two):
-            if len(said[_said(row)]) > 1:
-                left_out["good_and_bad"] += 1
-            elif _said(row) in seen:
-                left_out["duplicate"] += 1
-            else:
-                seen.add(_said(row))
-                kept[split].append(row)
-    return kept, left_out
-
-
-def _said(row: Json) -> str:
-    return digest([row["prompt"], row["completion"]])
 
 
 # The manifest
@@ -331,7 +348,7 @@ def _prompts(entry: Json) -> Json | None:
     return {"name": name, "rows": told["rows"], "sha": told["sha"]}
 
 
-def _constitutions(run: Run) -> list[Constitution]:
+def constitutions_of(run: Run) -> list[Constitution]:
     """The constitutions that the run keeps copies of, each once."""
     copies = [run.constitution(path.parent.name) for path in sorted(run.folder.glob("inputs/*/constitution.yaml"))]
     return list({one.sha: one for one in (load_constitution(str(path)) for path in copies if path)}.values())

@@ -7,9 +7,10 @@
 Whoever reviews sees neither the judge's opinion nor where an answer comes from.
 """
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from cai.store import Json, Run
 
 ANSWERS = ("a", "b", "none")
 TOLD = ("pair_id", "prompt", "a", "b")
+# What a person has said of a pair, or None.
+Answers = Callable[[Json], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,18 @@ def _shown(row: Any) -> str:
     return digest([row[name] for name in TOLD])
 
 
+def answers_given(run: Run) -> Answers:
+    """What people have said so far of a pair with the texts that it has. Raises BadInput as `read_review` does."""
+    path = run.folder / "reviews.jsonl"
+    every = read_review(str(path)) if path.is_file() else {}
+
+    def answer(pair: Json) -> str | None:
+        one = every.get(pair["pair_id"])
+        return one.answer if one is not None and one.shown in (None, _shown(pair)) else None
+
+    return answer
+
+
 def labels_entry(run: Run) -> Json | None:
     """What the manifest says of the labels, also where a kill has broken off a review that was being entered."""
     return run.manifest().get("label", run.reopened("label"))
@@ -104,7 +119,7 @@ def review(run: Run, answers: Mapping[str, Reviewed], share: float, seed: int, s
     """Enter people's answers into the finished labels, and write down what is to be reviewed.
 
     Answers given before stay, unless `answers` has others; one about other texts than the pair has now decides nothing.
-    Before a label changes the stage is taken out of the manifest, which answers for every file; whoever calls this
+    Before a file changes the stage is taken out of the manifest, which answers for every file; whoever calls this
     enters it again. Raises BadInput, CannotWrite.
     """
     texts = {row["pair_id"]: _shown(row) for row in run.records("pairs", list(TOLD))}
@@ -116,7 +131,7 @@ def review(run: Run, answers: Mapping[str, Reviewed], share: float, seed: int, s
             for name, one in every.items()
         )
         lines = [json.dumps(record) + "\n" for record in sorted(told, key=lambda record: str(record["pair_id"]))]
-        write_atomically(path, "".join(lines).encode())
+        _write(run, path, "".join(lines).encode())
     outdated = [name for name, one in every.items() if name in texts and one.shown not in (None, texts[name])]
     if outdated:
         say(
@@ -124,14 +139,11 @@ def review(run: Run, answers: Mapping[str, Reviewed], share: float, seed: int, s
             "first. They stay there and decide nothing."
         )
     given = {name: one.answer for name, one in every.items() if name in texts and name not in outdated}
-    finished = "label" in run.manifest()
     for index in run.finished_shards("labels"):
         old = [Label(**row) for row in run.shard_records("labels", index)]
         new = [_reviewed(label, given.get(label.pair_id)) for label in old]
         if new != old:
-            if finished:
-                run.reopen("label")
-                finished = False
+            _reopen(run)
             run.rewrite_shard("labels", index, new)
     _write_questions(run, given, texts, share, seed, say)
 
@@ -166,31 +178,63 @@ def _write_questions(
         return
     touched = {name: record for name, record in begun.items() if record["answer"] or record.keys() - {*TOLD, "answer"}}
     gone = {name for name, record in touched.items() if not (name in texts and _is_about(record, texts[name]))}
-    _set_aside(run.folder / "review-unused.jsonl", [touched[name] for name in sorted(gone)], say)
+    _set_aside(run, [touched[name] for name in sorted(gone)], say)
     asked |= touched.keys() - gone
     rows = [row for row in run.records("pairs") if row["pair_id"] in asked]
     rows.sort(key=lambda row: _rank(seed, row["pair_id"]))
-    lines: list[str] = []
+    lines: list[Json] = []
     for row in rows:
         name = row["pair_id"]
         written: Json = touched[name] if name in touched and name not in gone else {}
         told = {one: row[one] for one in TOLD} | {"answer": given.get(name, written.get("answer"))}
-        lines.append(
-            json.dumps({**told, **{key: written[key] for key in written if key not in told}}, ensure_ascii=False)
-        )
-    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+        lines.append({**told, **{key: written[key] for key in written if key not in told}})
+    _write(run, path, _written(lines))
+
+
+def _write(run: Run, path: Path, data: bytes) -> None:
+    """Write a file of the review, unless it is so already. The manifest answers for these files too."""
+    if not path.is_file() or path.read_bytes() != data:
+        _reopen(run)
+        write_atomically(path, data)
+
+
+def _reopen(run: Run) -> None:
+    if "label" in run.manifest():
+        run.reopen("label")
+
+
+def as_written(folder: Path, sha256: str) -> int | None:
+    """How many answers somebody has filled into review.jsonl since it was written with this sha256.
+
+    None if that is not all that has changed in it.
+    """
+    try:
+        told = read_review(str(folder / "reviews.jsonl")) if (folder / "reviews.jsonl").is_file() else {}
+        records = [record for _, record in _lines(folder / "review.jsonl")]
+        filled = [one for one in records if one["answer"] in ANSWERS and one["pair_id"] not in told]
+        for record in filled:
+            record["answer"] = None
+        text = _written(records)
+    except (BadInput, OSError, UnicodeEncodeError):
+        return None
+    return len(filled) if hashlib.sha256(text).hexdigest() == sha256 else None
+
+
+def _written(records: Iterable[Json]) -> bytes:
+    return "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records).encode()
 
 
 def _is_about(record: Json, shown: str) -> bool:
     return not set(TOLD) <= record.keys() or _shown(record) == shown
 
 
-def _set_aside(path: Path, records: list[Json], say: Callable[[str], None]) -> None:
+def _set_aside(run: Run, records: list[Json], say: Callable[[str], None]) -> None:
     """Keep what people wrote about pairs that the run has no more."""
+    path = run.folder / "review-unused.jsonl"
     there = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     new = [line for line in (json.dumps(record, ensure_ascii=False) for record in records) if line not in there]
     if new:
-        write_atomically(path, "".join(f"{line}\n" for line in [*there, *new]).encode())
+        _write(run, path, "".join(f"{line}\n" for line in [*there, *new]).encode())
         say(f"{len(new)} lines that somebody has filled in are about pairs that are no more; they are in {path}.")
 
 

@@ -1,5 +1,4 @@
 import json
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from typing import Any
 
@@ -7,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai.calibrate import agreement, judge_figures, reliability_svg, temperature_figures
-from cai.scores import reliability_bins
+from cai.calibrate import agreement, judge_figures, temperature_figures
 from cai.screen_judge import print_calibration
 from cai.store import Json
 from cai.temperature import Evidence, GoldEvidence
@@ -218,25 +216,3 @@ def test_agreement_says_why_there_is_no_kappa():
     always = agreement([("a", "a")] * 3)
     assert (always["same"]["value"], always["kappa"], always["no_kappa"]) == (1, None, "both always chose the same")
     assert agreement([("a", "a"), ("b", "b")])["no_kappa"] is None
-
-
-def test_the_plot_is_xml_with_a_point_an_interval_and_a_count_for_each_full_bin():
-    soft = [(0.93, True)] * 4 + [(0.08, True)] + [(0.61, True), (0.39, True)]
-    svg = reliability_svg(reliability_bins(soft))
-    assert svg == reliability_svg(reliability_bins(soft))
-    name = "{http://www.w3.org/2000/svg}"
-    root = ET.fromstring(svg)
-    low, high = root.iter(f"{name}circle")
-    # The plot is 340 wide and high, from (56, 34) on; confidences 0.61 and 0.928, accuracies 1/2 and 4/5.
-    assert (float(low.attrib["cx"]), float(low.attrib["cy"])) == pytest.approx((56 + 340 * 0.22, 34 + 170), abs=0.1)
-    assert (float(high.attrib["cx"]), float(high.attrib["cy"])) == pytest.approx((56 + 340 * 0.856, 34 + 68), abs=0.1)
-    texts = [text.text for text in root.iter(f"{name}text")]
-    assert texts.count("2") == texts.count("5") == 1
-    assert "accuracy, 95 % interval" in texts and root.attrib["role"] == "img"
-    intervals = [path.attrib["d"] for path in root.iter(f"{name}path") if "V" in path.attrib["d"]]
-    assert len(intervals) == 2 and "href" not in svg
-
-
-def test_an_empty_plot_is_a_plot():
-    assert "<circle" not in reliability_svg(reliability_bins([]))
-    ET.fromstring(reliability_svg(reliability_bins([])))

@@ -19,13 +19,14 @@ from cai.audit import TABLES
 from cai.candidates import run_answers, run_pairs
 from cai.card import card, smoothing
 from cai.errors import BadInput, CaiError
-from cai.export import ExportMethod, export, split_of
+from cai.export import ExportMethod, export
 from cai.folder import new_folder
 from cai.hygiene import found_in, near_duplicates, prompt_groups, prompt_key, read_evaluation, shingles
 from cai.ids import file_digest
 from cai.markdown import plain
 from cai.probes import separability
 from cai.rows import Message
+from cai.splits import split_of
 from cai.store import Run
 from cai.views import make_view
 from tests.conftest import write_jsonl
@@ -622,7 +623,7 @@ def test_the_card_warns_of_what_whoever_trains_must_know(tmp_path: Path):
     assert "A model decided 5 of the 6 pairs. A person decided 1 of them." in body
     assert "6 at least 0.6, 6 at least 0.7, 6 at least 0.8, 6 at least 0.9" in body
     assert "had 25.0% of its probability on average" in body
-    assert "12 rows show what such data looks like" in body
+    assert "The rows (6 of `sft` and 6 of `preference`) show what such data looks like" in body
     assert "| rows of `preference`: revision-1 over response | 5 |" in body
     assert "| rows of `preference`: sample-1 over sample-0 | 1 |" in body
     assert "| `red.jsonl`, 6 |" in body and "somebody" not in (tmp_path / "out" / "manifest.json").read_text()
@@ -850,3 +851,18 @@ def test_what_a_person_decided_alone_is_not_taken_for_the_judge_s_word(tmp_path:
     )  # fmt: skip
     assert [one.by_person for one in run_pairs(run).pairs] == [False, True]
     assert make(run, tmp_path / "out")["mean_chosen_probability"] == 0.8
+
+
+def test_the_card_says_what_the_gate_was_asked_and_so_what_criticised_means(tmp_path: Path):
+    make(some_run(tmp_path / "run"), tmp_path / "out")
+    told = (tmp_path / "out" / "README.md").read_text()
+    assert "- The rows (30 of `sft` and 30 of `preference`) show what such data looks like." in told
+    assert "one question about all principles at once: Did the assistant's last answer go along with" in told
+    assert "It does not say that the answer breaks that very principle." in told and "found broken" not in told
+    path = tmp_path / "run" / "settings.json"
+    settings = json.loads(path.read_text())
+    settings["revise"]["settings"]["principles"] = "all"
+    path.write_text(json.dumps(settings))
+    make(Run(tmp_path / "run"), tmp_path / "each")
+    told = (tmp_path / "each" / "README.md").read_text()
+    assert "one question" not in told and "the gate found that very principle broken" in told

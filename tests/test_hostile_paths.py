@@ -40,7 +40,8 @@ def test_ids_that_are_paths_write_nothing_outside_of_the_run_and_the_dataset(
     prompts = write_jsonl(tmp_path / "p.jsonl", rows)
     evaluation = write_jsonl(tmp_path / "..%2fevil;x.jsonl", [{"text": f"{told} one"}])
     out, dataset, samples = deep / "run", deep / "set", deep / "samples"
-    before = snapshot(tmp_path, (out, dataset, samples))
+    ours = (out, dataset, samples, deep / "history")
+    before = snapshot(tmp_path, ours)
     revised = asyncio.run(
         revise_stage(
             ReviseSettings(prompts=str(prompts), out=str(out), engine="scripted", gate="off", failed_revision="keep"),
@@ -58,6 +59,7 @@ def test_ids_that_are_paths_write_nothing_outside_of_the_run_and_the_dataset(
     )
     asyncio.run(export_stage(exporting, Quiet()))
     assert {row["row_id"] for row in open_run(str(out)).records("trajectories")} == set(IDS)
-    assert snapshot(tmp_path, (out, dataset, samples)) == before
+    assert snapshot(tmp_path, ours) == before
+    assert sorted(path.name.split("-")[0] for path in ours[-1].iterdir()) == ["generate", "label", "revise"]
     names = {path.name for folder in (out, dataset, samples) for path in folder.rglob("*")}
     assert not names & {"escaped", "abs", "x", "c"} and all(len(name) < 50 for name in names)

@@ -108,7 +108,7 @@ def test_labels_that_are_being_made_anew_are_not_finished_by_the_review_that_was
     async def gone(*_: object) -> None:
         raise EngineGaveUp("the engine is gone")
 
-    monkeypatch.setattr("cai.stages.run_chunks", gone)
+    monkeypatch.setattr("cai.runner.run_rows", gone)
     with pytest.raises(EngineGaveUp):
         label(half_reviewed(labelled), seed=3, replace=True)
     with pytest.raises(BadInput, match="found no finished labels"):
