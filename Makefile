@@ -1,14 +1,19 @@
 # make demo: set everything up, run the whole pipeline on the embedded model, end with datasets and a summary.
+# make serve: a Prefect server, the deployments and a worker, on this machine, until Ctrl-C (make serve PORT=4201).
 # make test: set everything up, run the tests; make test-vllm: those that need vLLM, in the same environment.
 PYTHON ?= python3
 VENV ?= .venv
+PORT ?= 4200
 BIN := $(VENV)/bin
 READY := $(VENV)/.cai-ready
 
-.PHONY: demo test test-vllm lint vllm-cpu clean
+.PHONY: demo serve test test-vllm lint vllm-cpu clean
 
 demo: $(READY)
 	$(BIN)/python -m flows.pipeline --config demo
+
+serve: $(READY)
+	@$(BIN)/python -m flows.serve --port $(PORT)
 
 test: $(READY)
 	$(BIN)/pytest

@@ -8,7 +8,8 @@ from prefect.cache_policies import NO_CACHE
 from cai.cli import print_result
 from cai.settings import LabelSettings
 from cai.stages import Outcome, label_stage
-from flows.shared import load_api_key, main, parameters_of, watched
+from flows.shared import engine_slot, load_api_key, main, parameters_of, settings_of, watched
+from flows.watch import announce_outcome
 
 
 @task(name="label", task_run_name="label {settings.run}", cache_policy=NO_CACHE, persist_result=False)
@@ -18,10 +19,14 @@ async def labels(settings: LabelSettings) -> Outcome:
 
 @flow(name="cai", flow_run_name="label {run}", persist_result=False)
 @parameters_of(LabelSettings)
-async def label(**parameters: Any) -> Outcome:
+async def label(engine_limit: str | None = None, **parameters: Any) -> Outcome:
     """Judge pairs of a run's answers against a constitution, and write pairs, verdicts and labels as Parquet."""
+    settings = settings_of(LabelSettings, parameters)
     await load_api_key()
-    return await labels(LabelSettings(**parameters))
+    async with engine_slot(engine_limit):
+        outcome = await labels(settings)
+    announce_outcome(outcome)
+    return outcome
 
 
 if __name__ == "__main__":

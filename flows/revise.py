@@ -8,7 +8,8 @@ from prefect.cache_policies import NO_CACHE
 from cai.cli import print_result
 from cai.settings import ReviseSettings
 from cai.stages import Outcome, revise_stage
-from flows.shared import load_api_key, main, parameters_of, watched
+from flows.shared import engine_slot, load_api_key, main, parameters_of, settings_of, watched
+from flows.watch import announce_outcome
 
 
 @task(name="revise", task_run_name="revise {settings.out}", cache_policy=NO_CACHE, persist_result=False)
@@ -16,12 +17,16 @@ async def trajectories(settings: ReviseSettings) -> Outcome:
     return await watched(revise_stage, settings)
 
 
-@flow(name="cai", flow_run_name="revise {out}", persist_result=False)
+@flow(name="cai", flow_run_name="revise {prompts} into {out}", persist_result=False)
 @parameters_of(ReviseSettings)
-async def revise(**parameters: Any) -> Outcome:
+async def revise(engine_limit: str | None = None, **parameters: Any) -> Outcome:
     """Answer prompts, criticise and revise the answers against a constitution, and write trajectories as Parquet."""
+    settings = settings_of(ReviseSettings, parameters)
     await load_api_key()
-    return await trajectories(ReviseSettings(**parameters))
+    async with engine_slot(engine_limit):
+        outcome = await trajectories(settings)
+    announce_outcome(outcome)
+    return outcome
 
 
 if __name__ == "__main__":

@@ -1,37 +1,53 @@
-"""What every flow needs: parameters from its settings model, and a watch that speaks Prefect."""
+"""What every flow needs: parameters from its settings model, a watch, a slot of an engine, the servers' key."""
 
 import asyncio
 import inspect
+import logging
 import os
 import sys
-import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any, TypeVar
 
 import click
-from prefect.artifacts import acreate_markdown_artifact, acreate_progress_artifact, aupdate_progress_artifact
+import httpx
 from prefect.blocks.system import Secret
+from prefect.client.orchestration import get_client
+from prefect.concurrency.asyncio import concurrency
+from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
+from prefect.settings import get_current_settings
+from pydantic.fields import FieldInfo
 
-from cai.audit import markdown
 from cai.cli import run_cli
+from cai.errors import BadInput, CaiError, brief
 from cai.options import chosen, with_settings
-from cai.progress import SECONDS_BETWEEN_LINES
-from cai.settings import EngineSettings, Settings
+from cai.settings import EngineSettings, Settings, load_settings
 from cai.stages import Outcome
-from cai.store import open_run
+from flows.watch import FlowWatch
 
 API_KEY_BLOCK = "cai-api-key"
+ENGINE_LIMIT = FieldInfo(
+    annotation=str | None,  # type: ignore[arg-type]
+    default=None,
+    description="A global concurrency limit of Prefect: the run holds one slot of it while it asks models.",
+)
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Settings)
+
+# What libraries log from these levels on goes to the flow run's log, too (logging.extra_loggers in pyproject.toml).
+for _name, _level in {"cai": "INFO", "httpx": "WARNING", "openai": "WARNING", "vllm": "WARNING"}.items():
+    logging.getLogger(_name).setLevel(_level)
 
 
 def parameters_of(kind: type[Settings]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a flow function one flat parameter for each field of a settings model, with type, bounds and description.
 
     Prefect reads signature and docstring, so the deployment's schema, the command line and the YAML file are one thing.
+    A flow that asks a model also has the parameter `engine_limit`, which is Prefect's affair alone.
     """
+    fields = {**kind.model_fields, **({"engine_limit": ENGINE_LIMIT} if issubclass(kind, EngineSettings) else {})}
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -42,74 +58,56 @@ def parameters_of(kind: type[Settings]) -> Callable[[Callable[..., Any]], Callab
                     default=inspect.Parameter.empty if field.is_required() else field.default,
                     annotation=Annotated[field.annotation, field],
                 )
-                for name, field in kind.model_fields.items()
+                for name, field in fields.items()
             ]
         )
-        described = "\n".join(f"    {name}: {field.description}" for name, field in kind.model_fields.items())
+        described = "\n".join(f"    {name}: {field.description}" for name, field in fields.items())
         function.__doc__ = f"{inspect.getdoc(function)}\n\nArgs:\n{described}\n"
         return function
 
     return decorate
 
 
-class FlowWatch:
-    """Progress as the flow run's log and artifacts: updated once per shard, since each update is a request."""
-
-    def __init__(self) -> None:
-        self._log = get_run_logger()
-        self._pending: list[asyncio.Task[Any]] = []
-        self._artifact: asyncio.Task[Any] | None = None
-
-    def begin(self, stage: str, rows: int, finished: int) -> None:
-        self._stage, self._rows, self._done = stage, rows, finished
-        self._before, self._begun = finished, time.monotonic()
-        self._said = self._begun
-        self._log.info("%s: %d of %d rows are finished; %d to do", stage, finished, rows, rows - finished)
-        share = 100 * finished / rows
-        create = acreate_progress_artifact(progress=share, key=f"cai-{stage}-progress", description=f"{rows} rows")
-        self._artifact = asyncio.ensure_future(create)
-
-    def row(self, kept: bool) -> None:
-        self._done += 1
-        now = time.monotonic()
-        if now - self._said >= SECONDS_BETWEEN_LINES:
-            self._said = now
-            rate = (self._done - self._before) / (now - self._begun)
-            left = (self._rows - self._done) / rate
-            self._log.info("%d of %d rows, %.2f rows/s, about %.0f s left", self._done, self._rows, rate, left)
-
-    def shard(self, path: Path, rows: int, drops: int) -> None:
-        self._log.info("%s: %d rows kept, %d dropped; %d of %d rows done", path, rows, drops, self._done, self._rows)
-        self._pending.append(asyncio.ensure_future(self._update(100 * self._done / self._rows)))
-
-    def end(self) -> None:
-        return None
-
-    def say(self, sentence: str) -> None:
-        self._log.info(sentence)
-
-    async def _update(self, share: float) -> None:
-        if self._artifact is not None and (artifact := await self._artifact) is not None:
-            await aupdate_progress_artifact(artifact_id=artifact, progress=min(share, 100.0))
-
-    async def finish(self, outcome: Outcome) -> None:
-        """Wait for the updates under way, then leave a summary with three examples on the flow run."""
-        for pending in [self._artifact, *self._pending]:
-            if pending is not None:
-                await pending
-        out = outcome.folder
-        text = markdown(open_run(out), self._stage)
-        await acreate_markdown_artifact(markdown=text, key=f"cai-{self._stage}-summary", description=out)
-        session = outcome.session
-        self._log.info("%s: %d calls asked, %d reused", out, session.asked_calls, session.reused_calls)
-
-
 async def watched(stage: Callable[[Any, FlowWatch], Awaitable[Outcome]], settings: EngineSettings) -> Outcome:
     """A whole stage as the body of one task: rows and shards are inside, and resuming lives in the run folder."""
     watch = FlowWatch()
-    outcome = await stage(settings, watch)
+    try:
+        outcome = await stage(settings, watch)
+    except CaiError:
+        await watch.settle()
+        watch.say("What is finished is kept; a retry of this flow run goes on from there, once that is mended.")
+        raise
     await watch.finish(outcome)
     return outcome
+
+
+def settings_of(kind: type[S], parameters: dict[str, Any]) -> S:
+    """The settings that a flow's parameters mean. Raises BadInput, in one sentence, where they do not go together."""
+    return load_settings(kind, None, parameters)
+
+
+@asynccontextmanager
+async def engine_slot(limit: str | None) -> AsyncIterator[None]:
+    """Hold one slot of a global concurrency limit of Prefect, so that no two runs share an engine that takes one.
+
+    If this process is killed, the server takes the slot back five minutes later. Raises BadInput if there is no such
+    limit.
+    """
+    if limit is None:
+        yield
+        return
+    log = get_run_logger()
+    async with get_client() as client:
+        try:
+            await client.read_global_concurrency_limit_by_name(limit)
+        except ObjectNotFound as error:
+            place, remedy = f"engine_limit {limit}", f"Create it: prefect gcl create {limit} --limit 1"
+            raise BadInput(place, "no such limit on the server", "a global concurrency limit", remedy) from error
+    log.info("Waiting for a slot of the global concurrency limit '%s'.", limit)
+    # A slot that was lost with the server's memory must not end hours of work.
+    async with concurrency(limit, strict=True, raise_on_lease_renewal_failure=False):
+        log.info("A slot of '%s' is ours.", limit)
+        yield
 
 
 async def load_api_key() -> None:
@@ -121,6 +119,27 @@ async def load_api_key() -> None:
     except ValueError:
         return
     os.environ["CAI_API_KEY"] = block.get()
+
+
+@contextmanager
+def reaching_the_server() -> Iterator[None]:
+    """Say in one sentence that no server answers. Raises BadInput."""
+    url = get_current_settings().api.url
+    if url is None:
+        remedy = "Start one with make serve, then: export PREFECT_API_URL=http://127.0.0.1:4200/api"
+        raise BadInput("PREFECT_API_URL", "nothing", "the address of a Prefect server", remedy)
+    try:
+        yield
+    except httpx.TransportError as error:
+        remedy = "See to the server, or give another PREFECT_API_URL."
+        raise BadInput(url, f"no answer ({brief(error)})", "a Prefect server", remedy) from error
+    except httpx.HTTPStatusError as error:
+        raise BadInput(
+            url,
+            brief(error),
+            "a Prefect server that agrees",
+            "See to PREFECT_API_AUTH_STRING, to its version and its log.",
+        ) from error
 
 
 def main(flow: Callable[..., Awaitable[T]], kind: type[Settings], stage: str, show: Callable[[T, bool], None]) -> None:

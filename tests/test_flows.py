@@ -1,18 +1,17 @@
-"""The flows: their parameters without a server, one run on Prefect's test server, and a real server with a worker."""
+"""The flows: their parameters without a server, and runs on Prefect's test server (a real one: test_serve.py)."""
 
+import asyncio
 import io
 import json
 import logging
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
+import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from datasets import load_dataset
@@ -20,8 +19,10 @@ from prefect.exceptions import ParameterTypeError
 from prefect.testing.utilities import prefect_test_harness
 from prefect.utilities.callables import parameter_schema
 
+from cai import stages
 from cai.engines.key import server_key
-from cai.errors import CheckFailed, EngineGaveUp
+from cai.engines.scripted import ScriptedEngine
+from cai.errors import BadInput, CheckFailed, EngineGaveUp
 from cai.settings import (
     ExportSettings,
     GenerateSettings,
@@ -30,15 +31,17 @@ from cai.settings import (
     ReviseSettings,
     Settings,
 )
+from cai.stages import export_stage, label_stage, revise_stage
 from cai.store import open_run
+from flows import watch
 from flows.export import export
 from flows.generate import generate
 from flows.label import label
 from flows.pipeline import pipeline
 from flows.revise import revise
 from flows.shared import API_KEY_BLOCK, load_api_key
-from tests.conftest import table_bytes, write_jsonl
-from tests.test_server import Server, chat
+from tests.conftest import write_jsonl
+from tests.servers import Server, chat
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,12 +61,20 @@ def test_a_deployment_has_one_described_flat_parameter_for_each_setting(
 ):
     assert flow.name == "cai"
     schema = parameter_schema(flow.fn).model_dump()
-    assert list(schema["properties"]) == list(kind.model_fields)
+    engine = ["engine_limit"] if kind is not ExportSettings else []
+    assert list(schema["properties"]) == [*kind.model_fields, *engine]
     assert sorted(schema["required"]) == sorted(required)
     for name, field in kind.model_fields.items():
         assert schema["properties"][name]["description"].strip() == field.description
     if "samples" in kind.model_fields:
         assert schema["properties"]["samples"]["maximum"] == 64
+
+
+def test_a_pipeline_run_into_another_folder_is_no_version_of_the_nightly_dataset():
+    told = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    (nightly,) = (one["parameters"] for one in told if one["name"] == "pipeline")
+    mine = PipelineSettings.model_validate({**nightly, "out": "mine"})
+    assert mine.exporting().out == "mine-dataset"
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": 9}, {"gate": "perhaps"}, {"temperature": -1}, {"rounds": "two"}])
@@ -89,8 +100,16 @@ async def test_a_flow_run_writes_the_tables_and_leaves_progress_and_a_summary(tm
     async with get_client() as client:
         artifacts = {artifact.key: artifact for artifact in await client.read_artifacts()}
     assert artifacts["cai-revise-progress"].data == 100
+    assert "10 of 10 rows, 0 dropped" in str(artifacts["cai-revise-progress"].description)
     summary = str(artifacts["cai-revise-summary"].data)
-    assert "| kept | 10 |" in summary and "**after**" in summary
+    assert "| kept | 10 (100.0%) |" in summary and summary.count("**after**") == 4
+    page = tmp_path / "run-report.html"
+    assert "</html>" in page.read_text() and page.as_uri() in str(artifacts["cai-report"].data)
+    rates = {(row["what"], row["name"]): row for row in json.loads(str(artifacts["cai-revise-rates"].data))}
+    assert rates["rows", "kept"] == {"what": "rows", "name": "kept", "count": 10, "of": 10, "share": "100.0 %"}
+    assert sum(row["of"] for (what, _), row in rates.items() if what == "found broken") >= 10
+    assert "`trajectories/part-00002.parquet` | 2 |" in str(artifacts["cai-revise-files"].data)
+    assert (tmp_path / "run").as_uri() in str(artifacts["cai-revise-folder"].data)
     again = await revise(prompts=str(prompts), out=str(tmp_path / "run"), engine="scripted", shard_rows=4)
     assert again.session.asked_calls == 0
 
@@ -100,6 +119,37 @@ async def test_a_flow_run_writes_the_tables_and_leaves_progress_and_a_summary(tm
 async def test_generate_runs_too(tmp_path: Path):
     outcome = await generate(prompts="redteam", out=str(tmp_path / "run"), engine="scripted", limit=3, samples=2)
     assert outcome.entry["counts"]["kept"] == 6
+
+
+@pytest.mark.prefect
+@pytest.mark.usefixtures("harness")
+async def test_a_figure_that_has_shifted_is_an_event_and_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from prefect.client.orchestration import get_client
+    from prefect.events import Event
+
+    events: list[Event] = []
+
+    def emit(name: str, **told: Any) -> None:
+        events.append(Event(event=name, occurred=datetime.now(UTC), **told))
+
+    monkeypatch.setattr(watch, "emit_event", emit)
+    answers = iter(["Here you are."] * 200 + ["I'm sorry, but I can't help with that."] * 200)
+    monkeypatch.setattr(stages, "open_engine", lambda spec: ScriptedEngine(lambda request: next(answers)))
+    given: dict[str, Any] = {"prompts": "redteam", "engine": "scripted", "limit": 200}
+    first = await generate(out=str(tmp_path / "first"), **given)
+    assert (first.alarms, events) == ((), [])
+    second = await generate(out=str(tmp_path / "second"), **given)
+    assert [alarm.figure for alarm in second.alarms] == ["refusal_rate", "length_words"]
+    assert [event.event for event in events] == ["cai.alarm", "cai.alarm"]
+    assert events[0].payload == {
+        "run": str(tmp_path / "second"), "stage": "generate", "figure": "refusal_rate", "now": 1.0, "earlier": 0.0,
+        "sentence": second.alarms[0].sentence,
+    }  # fmt: skip
+    assert events[0].resource.id == f"cai.run.generate.{tmp_path / 'second'}"
+    async with get_client() as client:
+        artifacts = {artifact.key: artifact for artifact in await client.read_artifacts()}
+    told = str(artifacts["cai-generate-alarms"].data)
+    assert told.count("\n- ") == 1 and "is 1; over the session before it was 0." in told
 
 
 @pytest.mark.prefect
@@ -201,58 +251,125 @@ async def test_a_key_from_a_secret_block_is_sent_and_is_in_no_log_parameter_stat
 
 
 @pytest.mark.prefect
-@pytest.mark.timeout(400)
-def test_a_server_a_worker_and_deployment_run_write_the_same_tables_as_the_command(tmp_path: Path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {
-        **os.environ,
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-    }
-    prefect = [sys.executable, "-m", "prefect"]
-    log = (tmp_path / "log").open("w")
-    started: list[subprocess.Popen[Any]] = []
+@pytest.mark.usefixtures("harness")
+async def test_progress_and_speed_are_seen_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from prefect.client.orchestration import get_client
 
-    def start(*arguments: str) -> None:
-        command = [*prefect, *arguments]
-        started.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True))
+    monkeypatch.setattr("flows.watch.SECONDS_BETWEEN_LINES", 0.2)
+    slow = tmp_path / "slow.yaml"
+    slow.write_text("latency_seconds: 0.1\n")
+    given: dict[str, Any] = {"engine": "scripted", "model": str(slow), "limit": 40, "rows_in_flight": 4}
+    running = asyncio.create_task(revise(prompts="redteam", out=str(tmp_path / "run"), shard_rows=5, **given))
+    told: list[str] = []
+    counted: list[str] = []
+    async with get_client() as client:
+        while not running.done():
+            artifacts = [one for one in await client.read_artifacts() if one.description]
+            here = [one for one in artifacts if str(tmp_path / "run") in str(one.description)]
+            counted += [str(one.data) for one in here if one.key == "cai-revise-rates"]
+            last = max((one for one in artifacts if one.key == "cai-revise-progress"), key=lambda one: one.created)
+            told.append(f"{last.data}: {last.description}")
+            await asyncio.sleep(0.1)
+    await running
+    halfway = [line for line in told if re.match(r"[1-9]\d?\.\d: \d+ of 40 rows", line)]
+    assert len({line.split(":")[0] for line in halfway}) > 2, "progress moves"
+    assert re.search(r"[1-9][\d.]* calls/s, [1-9]\d* tokens/s", halfway[-1])
+    assert any('"name": "kept", "count": 40' not in text for text in counted), "rates are there before the end"
 
-    def run(*arguments: str) -> str:
-        done = subprocess.run([*prefect, *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "log").read_text()[-3000:]
-        return done.stdout
 
+@pytest.mark.prefect
+@pytest.mark.usefixtures("harness")
+async def test_what_a_library_warns_of_is_in_the_log_of_the_run_and_its_chatter_is_not(tmp_path: Path):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import LogSort
+
+    gone, there = Server(), Server()
+    gone.stop()
+    given: dict[str, Any] = {"endpoint": (gone.url, there.url), "model": "m", "rounds": 0, "limit": 4}
     try:
-        start("server", "start", "--host", "127.0.0.1", "--port", str(port))
-        deadline = time.monotonic() + 120
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-            time.sleep(0.5)
-        run("--no-prompt", "work-pool", "create", "cai", "--type", "process", "--overwrite")
-        run("--no-prompt", "deploy", "--all")
-        start("worker", "start", "--pool", "cai", "--type", "process")
-        out = tmp_path / "run"
-        given = {"prompts": "redteam", "out": str(out), "engine": "scripted", "limit": 12, "model": None}
-        run("deployment", "run", "cai/revise", "--params", json.dumps(given), "--watch")
+        await revise(prompts="redteam", out=str(tmp_path / "run"), **given)
     finally:
-        for process in reversed(started):
-            os.killpg(process.pid, signal.SIGTERM)
-        for process in started:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-        log.close()
-    assert open_run(str(out)).manifest()["revise"]["counts"]["kept"] == 12
-    nightly = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][0]["parameters"]
-    (tmp_path / "same.yaml").write_text(yaml.safe_dump({**nightly, **given, "out": str(tmp_path / "direct")}))
-    command = [sys.executable, "-m", "cai", "revise", "--config", str(tmp_path / "same.yaml")]
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-    assert table_bytes(out) == table_bytes(tmp_path / "direct")
+        there.stop()
+    await asyncio.sleep(2.5)  # logs go to the server every two seconds
+    async with get_client() as client:
+        said = [(log.name, log.message) for log in await client.read_logs(limit=100, sort=LogSort.TIMESTAMP_DESC)]
+    assert [message for name, message in said if name.startswith("cai") and f"{gone.url}/v1 is taken out" in message]
+    assert not [message for _, message in said if "HTTP Request" in message]
+
+
+@pytest.mark.prefect
+@pytest.mark.usefixtures("harness")
+async def test_artifacts_that_cannot_be_written_end_no_run_and_a_run_by_hand_tells_no_automation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async def refuse(**_: Any) -> Any:
+        raise httpx.ConnectError("no server")
+
+    emitted: list[str] = []
+    for kind in ("progress", "table", "markdown", "link"):
+        monkeypatch.setattr(f"flows.watch.acreate_{kind}_artifact", refuse)
+    monkeypatch.setattr("flows.watch.emit_event", lambda event, *_, **__: emitted.append(event))
+    outcome = await revise(prompts="redteam", out=str(tmp_path / "run"), engine="scripted", limit=3)
+    assert outcome.entry["counts"]["kept"] == 3
+    assert emitted == []
+
+
+@pytest.mark.prefect
+@pytest.mark.usefixtures("harness")
+async def test_runs_with_one_engine_limit_ask_their_models_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+
+    order: list[str] = []
+
+    async def noted(settings: ReviseSettings, watch: Any) -> Any:
+        order.append(f"begins {settings.out}")
+        outcome = await revise_stage(settings, watch)
+        order.append(f"ends {settings.out}")
+        return outcome
+
+    monkeypatch.setattr("flows.revise.revise_stage", noted)
+    (tmp_path / "slow.yaml").write_text("latency_seconds: 0.1\n")
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    given: dict[str, Any] = {
+        "prompts": "redteam",
+        "engine": "scripted",
+        "model": str(tmp_path / "slow.yaml"),
+        "limit": 4,
+    }
+    with pytest.raises(
+        BadInput, match=r"engine_limit gpu-0: found no such limit .* prefect gcl create gpu-0 --limit 1"
+    ):
+        await revise(**given, out=one, engine_limit="gpu-0")
+    assert order == []
+    async with get_client() as client:
+        await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu-0", limit=1))
+        await asyncio.gather(*(revise(**given, out=out, engine_limit="gpu-0") for out in (one, two)))
+        assert order in (
+            [f"{what} {out}" for out in both for what in ("begins", "ends")] for both in ((one, two), (two, one))
+        )
+        assert (await client.read_global_concurrency_limit_by_name("gpu-0")).active_slots == 0
+
+
+@pytest.mark.prefect
+@pytest.mark.usefixtures("harness")
+async def test_the_pipeline_gives_its_engine_back_before_it_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+
+    taken: list[int] = []
+
+    async def look(stage: Any, *told: Any) -> Any:
+        async with get_client() as client:
+            taken.append((await client.read_global_concurrency_limit_by_name("gpu-1")).active_slots)
+        return await stage(*told)
+
+    monkeypatch.setattr("flows.label.label_stage", partial(look, label_stage))
+    monkeypatch.setattr("flows.export.export_stage", partial(look, export_stage))
+    async with get_client() as client:
+        await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu-1", limit=1))
+    given: dict[str, Any] = {"engine": "scripted", "gate": "off", "failed_revision": "keep", "judge_principles": 2}
+    await pipeline(prompts="redteam", out=str(tmp_path / "run"), limit=8, engine_limit="gpu-1", **given)
+    assert taken == [1, 0]

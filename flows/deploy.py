@@ -1,0 +1,105 @@
+"""Everything a Prefect server needs to run cai: the work pools, the deployments, the automations.
+
+    python -m flows.deploy
+
+What `prefect deploy --all` leaves out: a pool that is there already keeps its settings, a schedule that somebody has
+switched on stays on, and a parameter that no flow has is refused before a run starts.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectNotFound
+from prefect.workers.process import ProcessWorker
+
+from cai.cli import run_cli
+from cai.errors import CaiError
+from flows.automations import put_all
+from flows.shared import reaching_the_server
+
+ROOT = Path(__file__).parent.parent
+
+
+@click.command()
+@click.option("--automations/--no-automations", default=True, help="Those of automations.yaml.  [default: on]")
+def deploy(automations: bool) -> None:
+    """Put work pools, deployments and automations on the server that PREFECT_API_URL names, or bring them up to date.
+
+    \b
+    Example:
+      PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.deploy
+    """
+    with reaching_the_server():
+        for sentence in asyncio.run(deploy_all(automations)):
+            click.echo(sentence)
+
+
+async def deploy_all(automations: bool = True) -> list[str]:
+    """Raises CaiError if Prefect does not deploy."""
+    told = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    names = [one["name"] for one in told]
+    async with get_client() as client:
+        said = [await _pool(client, name) for name in dict.fromkeys(one["work_pool"]["name"] for one in told)]
+        before = {name: await _read(client, name) for name in names}
+        await asyncio.to_thread(_prefect_deploy, str(client.api_url))
+        for name in names:
+            deployed = await client.read_deployment_by_name(f"cai/{name}")
+            await _refuse_unknown(client, deployed)
+            on = await _switch_on_again(client, before[name], deployed)
+            how = "deployed" if before[name] is None else "brought up to date"
+            said.append(f"deployment cai/{name}: {how}{', its schedule stays on' if on else ''}")
+    return said + (await put_all() if automations else [])
+
+
+async def _pool(client: PrefectClient, name: str) -> str:
+    try:
+        await client.read_work_pool(name)
+        return f"work pool {name}: is there"
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        await client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+        return f"work pool {name}: created"
+
+
+async def _read(client: PrefectClient, name: str) -> DeploymentResponse | None:
+    try:
+        return await client.read_deployment_by_name(f"cai/{name}")
+    except ObjectNotFound:
+        return None
+
+
+def _prefect_deploy(api_url: str) -> None:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    told = {**os.environ, "PREFECT_API_URL": api_url}
+    done = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True)
+    if done.returncode:
+        raise CaiError(f"prefect deploy --all ended with {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
+
+
+async def _refuse_unknown(client: PrefectClient, deployed: DeploymentResponse) -> None:
+    """Close the schema: Prefect takes any name for a parameter else, and the run fails once it has a worker."""
+    schema: dict[str, Any] = {**(deployed.parameter_openapi_schema or {}), "additionalProperties": False}
+    answer = await client._client.patch(f"/deployments/{deployed.id}", json={"parameter_openapi_schema": schema})
+    answer.raise_for_status()
+
+
+async def _switch_on_again(client: PrefectClient, before: DeploymentResponse | None, after: DeploymentResponse) -> bool:
+    """Prefect pauses each schedule anew, as it stands in prefect.yaml; one that was on shall stay on."""
+    on = [one.schedule for one in before.schedules if one.active] if before is not None else []
+    again = [one for one in after.schedules if not one.active and one.schedule in on]
+    for one in again:
+        await client.update_deployment_schedule(after.id, one.id, active=True)
+    return bool(again)
+
+
+if __name__ == "__main__":
+    run_cli(deploy, sys.argv[1:])

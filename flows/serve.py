@@ -1,0 +1,212 @@
+"""Everything on one machine with one command: a Prefect server, the work pool, the deployments, the automations and a
+worker.
+
+    make serve
+    python -m flows.serve --port 4201
+
+Runs until Ctrl-C or SIGTERM, or until its server or worker ends. Then the runs under way are cancelled first, so that
+none is left as running, and what they have finished is kept.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from uuid import UUID
+
+import click
+import httpx
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.states import Scheduled
+
+from cai.cli import run_cli
+from cai.errors import BadInput, CaiError
+from flows.deploy import ROOT, deploy_all
+
+POOL = "cai"
+STARTED_WITHIN_SECONDS, CANCELLED_WITHIN_SECONDS, ENDED_WITHIN_SECONDS = 300.0, 45.0, 20.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Ended(CaiError):
+    """A part of it has ended, or did not start."""
+
+    exit_code = 3
+
+
+class _Told(BaseException):
+    """Ctrl-C, SIGTERM, or the terminal was closed."""
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address that the server listens on.")
+@click.option("--port", default=4200, show_default=True, type=click.IntRange(1, 65535), help="And its port.")
+@click.option("--automations/--no-automations", default=True, help="Those of automations.yaml.  [default: on]")
+def serve(host: str, port: int, automations: bool) -> None:
+    """Bring up a Prefect server, the work pool, the deployments, the automations and a worker, until Ctrl-C.
+
+    \b
+    Example:
+      python -m flows.serve --port 4201
+      PREFECT_API_URL=http://127.0.0.1:4201/api prefect deployment run cai/revise --watch
+    """
+    address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}"
+    _refuse_taken(host, port, address)
+    home = get_current_settings().home
+    logs = home if home.is_absolute() else ROOT / home
+    logs.mkdir(parents=True, exist_ok=True)
+    for number in SIGNALS:
+        signal.signal(number, _tell)
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        click.echo(f"Starting a Prefect server on {address} ...")
+        running["server"] = _start("server", ["server", "start", "--host", host, "--port", str(port)], address, logs)
+        _wait_for(address, running["server"], logs)
+        with temporary_settings({PREFECT_API_URL: f"{address}/api"}):
+            for sentence in asyncio.run(deploy_all(automations)):
+                click.echo(f"  {sentence}")
+        running["worker"] = _start("worker", ["worker", "start", "--pool", POOL, "--type", "process"], address, logs)
+        click.echo(f"\nA worker waits for runs. What runs, and what has run: {address}")
+        click.echo(f"  export PREFECT_API_URL={address}/api\n  prefect deployment run cai/revise --watch")
+        click.echo(f"Ctrl-C ends all of it. Logs: {logs}/server.log, {logs}/worker.log")
+        _watch(running, logs)
+    except _Told:
+        click.echo("\nStopping.")
+        _end_all(running, address)
+        click.echo("Stopped.")
+    finally:
+        _end_all(running, address)
+
+
+def _tell(number: int, _frame: object) -> None:
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)  # it is ending already
+    raise _Told
+
+
+def _refuse_taken(host: str, port: int, address: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if _answers(address):
+                found = "a Prefect server that runs there already"
+                remedy = f"Use it (export PREFECT_API_URL={address}/api; docs/deploying.md), stop it, or give --port."
+            else:
+                found, remedy = f"a port that cannot be had ({error.strerror})", "Give another --port."
+            raise BadInput(f"{host}:{port}", found, "a free port", remedy) from None
+
+
+def _start(name: str, arguments: list[str], address: str, logs: Path) -> subprocess.Popen[bytes]:
+    """A Prefect command in the background, in a group of its own, so that Ctrl-C reaches it only through us."""
+    told = {**os.environ, "PREFECT_API_URL": f"{address}/api", "PREFECT_HOME": str(logs)}
+    command = [sys.executable, "-m", "prefect", *arguments]
+    with (logs / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(command, env=told, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/api/health", timeout=2) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _wait_for(address: str, server: subprocess.Popen[bytes], logs: Path) -> None:
+    begun = time.monotonic()
+    while not _answers(address):
+        if server.poll() is not None or time.monotonic() - begun > STARTED_WITHIN_SECONDS:
+            raise Ended(f"The server does not start; the end of {logs}/server.log:\n{_tail(logs / 'server.log')}")
+        time.sleep(0.3)
+
+
+def _watch(running: dict[str, subprocess.Popen[bytes]], logs: Path) -> None:
+    """Wait until one of them ends, which none should."""
+    while True:
+        for name, process in running.items():
+            if process.poll() is not None:
+                log = logs / f"{name}.log"
+                raise Ended(f"The {name} has ended with {process.returncode}; the end of {log}:\n{_tail(log)}")
+        time.sleep(0.5)
+
+
+def _end_all(running: dict[str, subprocess.Popen[bytes]], address: str) -> None:
+    """Cancel the runs under way, then end the worker, then the server, each with whatever it has started."""
+    cancelled: set[UUID] | None = None
+    if "worker" in running and all(process.poll() is None for process in running.values()):
+        with temporary_settings({PREFECT_API_URL: f"{address}/api"}), suppress(httpx.HTTPError, PrefectException):
+            cancelled = asyncio.run(_cancel_runs())
+    while running:
+        name, process = running.popitem()
+        if process.poll() is None:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(ENDED_WITHIN_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # itself, if it does not end, and what it has left behind
+        process.wait()
+        if name == "worker" and cancelled is not None:
+            with temporary_settings({PREFECT_API_URL: f"{address}/api"}), suppress(httpx.HTTPError, PrefectException):
+                asyncio.run(_settle_runs(cancelled))
+
+
+async def _cancel_runs() -> set[UUID]:
+    """Else Prefect would believe them to be running for ever, and let no other run of their deployments begin."""
+    async with get_client() as client:
+        under_way = await _under_way(client)
+        for run in under_way:
+            await client.set_flow_run_state(run.id, State(type=StateType.CANCELLING))
+        ended = time.monotonic() + CANCELLED_WITHIN_SECONDS
+        while under_way and await _not_ended(client, [run.id for run in under_way]) and time.monotonic() < ended:
+            await asyncio.sleep(0.5)
+        for run in under_way:
+            click.echo(f"  cancelled: {run.name}. What it has finished is kept. To go on, once this runs again:")
+            click.echo(f"    prefect flow-run retry {run.id}")
+    return {run.id for run in under_way}
+
+
+async def _settle_runs(cancelled: set[UUID]) -> None:
+    """What the worker has left, once it is gone: runs that were slow to end, and those that it took up meanwhile, such
+    as the next one that waited for the place of one that was cancelled. These have not begun: they are put back."""
+    async with get_client() as client:
+        for run in await _under_way(client):
+            if run.id in cancelled:
+                state = State(type=StateType.CANCELLED)
+            else:
+                state = Scheduled()
+                click.echo(f"  put back: {run.name}. It begins by itself, once this runs again.")
+            await client.set_flow_run_state(run.id, state, force=True)
+
+
+async def _under_way(client: PrefectClient) -> list[FlowRun]:
+    states = ["RUNNING", "PENDING", "CANCELLING"]
+    wanted = FlowRunFilter.model_validate({"state": {"type": {"any_": states}}})
+    pool = WorkPoolFilter.model_validate({"name": {"any_": [POOL]}})
+    return await client.read_flow_runs(flow_run_filter=wanted, work_pool_filter=pool)
+
+
+async def _not_ended(client: PrefectClient, ids: list[UUID]) -> bool:
+    wanted = FlowRunFilter.model_validate({"id": {"any_": [str(one) for one in ids]}})
+    runs = await client.read_flow_runs(flow_run_filter=wanted)
+    return any(run.state is not None and not run.state.is_final() for run in runs)
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-2000:] if log.exists() else "(none)"
+
+
+if __name__ == "__main__":
+    run_cli(serve, sys.argv[1:])

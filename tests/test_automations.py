@@ -1,0 +1,117 @@
+"""automations.yaml and prefect.yaml, read. What they do on a real server is in tests/test_serve.py."""
+
+import ast
+import asyncio
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectNotFound
+
+from cai.errors import BadInput
+from cai.settings import ExportSettings, LabelSettings
+from flows import automations
+
+ROOT = Path(__file__).parent.parent
+FILE: list[dict[str, Any]] = yaml.safe_load((ROOT / "automations.yaml").read_text())
+
+
+class OneServer:
+    """Of Prefect's client what the automations need: automations by name, and deployments if there are any."""
+
+    api_url = "http://server/api"
+
+    def __init__(self, deployed: bool = True) -> None:
+        self.deployed = deployed
+        self.there: dict[str, AutomationCore] = {}
+
+    async def __aenter__(self) -> "OneServer":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    async def read_deployment_by_name(self, name: str) -> Any:
+        if not self.deployed:
+            raise ObjectNotFound(http_exc=Exception(name))
+        return SimpleNamespace(id=f"00000000-0000-4000-8000-{len(name):012}")
+
+    async def read_automations_by_name(self, name: str) -> list[Any]:
+        return [SimpleNamespace(id=key, enabled=one.enabled) for key, one in self.there.items() if key.startswith(name)]
+
+    async def create_automation(self, automation: AutomationCore) -> None:
+        self.there[f"{automation.name} {len(self.there)}"] = automation
+
+    async def update_automation(self, key: str, automation: AutomationCore) -> None:
+        self.there[key] = automation
+
+    async def delete_automation(self, key: str) -> None:
+        del self.there[key]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> OneServer:
+    server = OneServer()
+    monkeypatch.setattr(automations, "get_client", lambda: server)
+    return server
+
+
+def test_putting_them_there_twice_leaves_each_once_and_keeps_what_was_paused(server: OneServer):
+    assert [line.split(": ")[1] for line in asyncio.run(automations.put_all())] == ["created"] * len(FILE)
+    first = next(iter(server.there))
+    server.there[first].enabled = False
+    server.there["cai label after revise 99"] = server.there[first]  # a second of the same name
+    again = asyncio.run(automations.put_all())
+    assert [line.split(": ")[1] for line in again] == ["brought up to date"] * len(FILE)
+    assert sorted(one.name for one in server.there.values()) == sorted(told["name"] for told in FILE)
+    assert [one.enabled for one in server.there.values()] == [False, *[True] * (len(FILE) - 1)]
+
+
+def test_they_are_removed_and_nothing_else_is(server: OneServer):
+    asyncio.run(automations.put_all())
+    server.there["somebody's own"] = next(iter(server.there.values()))
+    assert len(asyncio.run(automations.remove_all())) == len(FILE)
+    assert list(server.there) == ["somebody's own"]
+    assert asyncio.run(automations.remove_all()) == []
+
+
+def test_without_the_deployments_they_say_what_to_do(server: OneServer):
+    server.deployed = False
+    with pytest.raises(BadInput, match=r"no deployment 'cai/label'.* Deploy first: python -m flows.deploy"):
+        asyncio.run(automations.put_all())
+    assert server.there == {}
+
+
+def test_the_chain_hands_on_parameters_that_the_flows_have_and_events_that_they_emit():
+    runs = {told["actions"][0]["deployment"]: told for told in FILE if "deployment" in told["actions"][0]}
+    assert {name: told["trigger"]["expect"] for name, told in runs.items()} == {
+        "cai/label": ["cai.revise.finished"],
+        "cai/export": ["cai.label.finished"],
+    }
+    for name, kind in {"cai/label": LabelSettings, "cai/export": ExportSettings}.items():
+        given = runs[name]["actions"][0]["parameters"]
+        required = {setting for setting, field in kind.model_fields.items() if field.is_required()}
+        assert set(given) == required
+    emitted = {
+        keyword.arg
+        for node in ast.walk(ast.parse((ROOT / "flows/watch.py").read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name == "announce_outcome"
+        for call in ast.walk(node)
+        if isinstance(call, ast.Call)
+        for keyword in call.keywords
+    } | {"run"}
+    named = {word.split(" }}")[0] for word in json.dumps(FILE).split("event.payload.")[1:]}
+    assert named <= emitted
+
+
+def test_only_a_run_of_cai_is_taken_for_dead_and_not_for_a_server_that_was_gone_for_minutes():
+    settings = (ROOT / "pyproject.toml").read_text()
+    (told,) = [told for told in FILE if told["trigger"]["posture"] == "Proactive"]
+    assert "flows.heartbeat_frequency = 30" in settings and told["trigger"]["within"] == 10 * 30
+    assert told["trigger"]["match_related"] == {"prefect.resource.id": "prefect.tag.cai"}
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        assert "cai" in deployment["tags"]
