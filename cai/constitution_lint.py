@@ -1,0 +1,355 @@
+"""What is wrong with a constitution, and what its authors may want to look at again.
+
+An error is something with which cai cannot work, or works wrongly. A remark is a question to the authors, by a rule so
+simple that it can be argued with: each has a name, a reason, and a line of the file. The rules know English only and
+know nothing of meaning; a remark that is wrong about a wording is passed over.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+from cai.constitution import At, Constitution, Principle, check_constitution, line_numbers, load_constitution
+from cai.errors import BadInput
+from cai.files import find_shipped
+from cai.label import LETTERS as ANSWERS
+from cai.lint_words import DEEDS, EMPTY, FAULTS, NOT, OPPOSITES, PRAISE, TURNS, VERBS
+from cai.revise import LETTERS
+from cai.texts import straight, words_of
+
+Severity = Literal["error", "remark"]
+
+# Each rule, what it finds, and why that matters.
+RULES: dict[str, tuple[Severity, str]] = {
+    "schema": (
+        "error",
+        "A key that is unknown, missing or of the wrong kind would mean nothing, and no run begins with one.",
+    ),
+    "names-letters": (
+        "error",
+        "Each pair is shown in both orders, so a letter or a place means another answer each time: the verdicts would "
+        "cancel out.",
+    ),
+    "no-conduct": (
+        "remark",
+        "A statement without a verb names a virtue, not a deed, so nobody can say whether an answer keeps it.",
+    ),
+    "vague": (
+        "remark",
+        "Words of praise alone are an opinion: two readers, or two models, will not agree on what breaks them.",
+    ),
+    "several-duties": (
+        "remark",
+        "If 'broken' may mean several things, neither the critique nor the report can tell which; one principle each.",
+    ),
+    "nothing-to-quote": (
+        "remark",
+        "A critique that is not asked for words, steps or names says that something 'could be seen as problematic', "
+        "and the revision has nothing to change.",
+    ),
+    "only-removes": (
+        "remark",
+        "A rewrite that only leaves out teaches a model to refuse; say what stays or what comes instead.",
+    ),
+    "near-duplicate": (
+        "remark",
+        "Two principles about the same thing count twice wherever they are weighed, and split each other's figures.",
+    ),
+    "contradiction": (
+        "remark",
+        "Two principles that ask for opposite things of the same answers make labels in which they cancel each other.",
+    ),
+    "few-examples": (
+        "remark",
+        "With fewer than two examples nobody sees where the line runs, and cai constitution test measures little.",
+    ),
+    "no-rationale": (
+        "remark",
+        "A reason that only says the statement again gives the people who sign it nothing to agree with.",
+    ),
+    "no-references": (
+        "remark",
+        "Without a reference nobody sees which published framework asks for it; fine if none does.",
+    ),
+    "filled-in": (
+        "remark",
+        "The source has no such wording, so cai made one up; people should read it, and write a better one.",
+    ),
+    "same-version": (
+        "remark",
+        "Two texts that call themselves the same version cannot be told apart in a report; raise the version, or give "
+        "yours a name of its own.",
+    ),
+    "too-many": (
+        "remark",
+        f"One letter chooses the fitting principle, and there are {len(LETTERS)}: above that a run needs "
+        "--principles one or all.",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that a rule found: in which line of the file, about which principle if about one, and what."""
+
+    rule: str
+    line: int
+    principle: str | None
+    found: str
+
+    @property
+    def severity(self) -> Severity:
+        return RULES[self.rule][0]
+
+
+def lint(path: Path, others: Iterable[Path] = ()) -> list[Finding]:
+    """The findings of all rules for the file at `path`, by line. A file with mistakes in the schema has only those.
+
+    Its version is compared with those of `others`, and of the known constitution that has its name.
+    """
+    problems = check_constitution(path)
+    if problems:
+        return [_of_schema(str(problem), problem.place, path) for problem in problems]
+    constitution = load_constitution(str(path))
+    lines = line_numbers(constitution.text)
+    found = [*_of_principles(constitution.principles, lines), *_of_pairs(constitution.principles, lines)]
+    known = find_shipped("constitutions", constitution.name, ".yaml")
+    compared: set[Path] = {*others, *([known] if known is not None else [])}
+    for other in sorted(compared):
+        if _is_another_of_its_version(constitution, other):
+            said = f"{other} is {constitution.name} {constitution.version} too, and has another text"
+            found.append(Finding("same-version", lines.get(("version",), 1), None, said))
+    if len(constitution.principles) > len(LETTERS):
+        found.append(Finding("too-many", lines["principles",], None, f"{len(constitution.principles)} principles"))
+    return sorted(found, key=lambda one: one.line)
+
+
+def _is_another_of_its_version(constitution: Constitution, path: Path) -> bool:
+    try:
+        other = load_constitution(str(path))
+    except BadInput:  # which is said of that file
+        return False
+    same = (other.name, other.version) == (constitution.name, constitution.version)
+    return same and other.sha != constitution.sha
+
+
+def _of_schema(said: str, place: str, path: Path) -> Finding:
+    line = place.removeprefix(f"{path}:")
+    return Finding("schema", int(line) if line.isdigit() else 1, None, said.removeprefix(f"{place}: "))
+
+
+# One principle
+
+Check = Callable[[Principle], str | None]
+
+
+def _of_principles(principles: Sequence[Principle], lines: dict[At, int]) -> Iterator[Finding]:
+    for number, principle in enumerate(principles):
+        for rule, (key, check) in _CHECKS.items():
+            found = check(principle)
+            if found is not None:
+                at = ("principles", number, key)
+                yield Finding(rule, lines.get(at, lines["principles", number]), principle.id, found)
+
+
+def _names_letters(principle: Principle) -> str | None:
+    name = names_letters(principle.comparison)
+    return None if name is None else f"the comparison names '{name}'"
+
+
+def names_letters(comparison: str) -> str | None:
+    """By what letter or place a comparison names one of the two answers, if it does."""
+    match = _LETTER.search(comparison)
+    return None if match is None else match[0]
+
+
+# "A" is mostly an article: as a letter it stands after what it names, or beside the other letter.
+_NAMES = (
+    r"(?:answers?|responses?|options?|replies|reply|outputs?|choices?|candidates?|samples?|assistants?|choose|pick)"
+)
+_PLACES = "first|second|former|latter|left|right|1st|2nd|upper|lower"
+_PAIR = "|".join(rf"\(?{one}\)?[ ,]+(?:or|and|over|than|to|vs\.?)[ ]\(?{other}\)?" for one, other in
+                 (ANSWERS, ANSWERS[::-1], ("1", "2"), ("2", "1")))  # fmt: skip
+_LETTER = re.compile(
+    rf"\b(?i:{_NAMES}) [(\"']?(?:[AB12]\b(?! [a-z])|(?i:one|two)\b(?= is| better|\?| or))[)\"']?"
+    rf"|\b(?i:{_PLACES}) (?i:{_NAMES}|one)\b"
+    rf"|(?<!\w)(?:{_PAIR})(?!\w)|\([AaBb]\)"
+)
+
+
+def _no_conduct(principle: Principle) -> str | None:
+    words = words_of(straight(principle.statement))
+    if any(word in VERBS for word in words) or _DOES.search(principle.statement):
+        return None
+    return None if words and words[0] in DEEDS else "the statement has no verb that says what an answer does"
+
+
+_DOES = re.compile(
+    r"(?i)\b(?:answer|response|reply|assistant|ai|model|it|that|which|who)\s+(?:\w+ly\s+)?\w+s\b"
+    r"|\b(?:answers|responses|replies|assistants|models|they)\s+(?!(?:of|in|for|to|with|and|or|on|about|from|by)\b)\w+"
+)
+
+
+def _vague(principle: Principle) -> str | None:
+    meaning = [word for word in words_of(straight(principle.statement)) if word not in EMPTY]
+    if meaning and all(word in PRAISE for word in meaning):
+        return f"the statement only praises or blames: {_listed(meaning)}"
+    return None
+
+
+def _several_duties(principle: Principle) -> str | None:
+    text = straight(principle.statement)
+    joined = _JOINED.search(text)
+    if joined is not None:
+        return f"the statement joins duties: '{joined[0].strip()}'"
+    named = list(dict.fromkeys(word for word in words_of(text) if word in FAULTS))
+    return f"the statement names {len(named)} things at once: {_listed(named)}" if len(named) > 2 else None
+
+
+_JOINED = re.compile(
+    r"(?i)\bnot \w+(?: \w+)?,? (?:and|or|nor) not \w+|\b(?:should|must|may|shall)\b[^.;:]*?,? and "
+    r"(?:should|must|may|shall|never|also)\b(?: not)?[^.,;]{0,30}"
+)
+
+
+def _nothing_to_quote(principle: Principle) -> str | None:
+    return None if _CONCRETE.search(principle.critique) else "the critique asks for no words, steps or names"
+
+
+_CONCRETE = re.compile(
+    r"(?i)\b(?:quot\w+|cite|citing|list|names?|naming|count|words?|phrases?|sentences?|passages?|lines?|steps?|claims?|"
+    r"verbatim|point(?:ing)? (?:it |them )?out|specific(?:ally)?|which parts?|exactly)\b"
+)
+
+
+def _only_removes(principle: Principle) -> str | None:
+    if _REMOVES.search(principle.revision) and not _OFFERS.search(principle.revision):
+        return "the revision says what to leave out and not what stays or comes instead"
+    return None
+
+
+_REMOVES = re.compile(
+    r"(?i)\b(?:remov\w+|delet\w+|leav\w+ out|omit\w*|avoid\w*|refrain\w*|without|free of|less|no|not|censor\w*)\b"
+)
+_OFFERS = re.compile(
+    r"(?i)\b(?:keep\w*|stays?|instead|offer\w*|give\w*|giving|say|says|saying|tell\w*|names?|add|adds|point\w* out|"
+    r"explain\w*|help(?!ful)\w*|suggest\w*|answer(?:s|ing)? (?:it|the|what)|so that|then|move|address\w*|like|ask\w*|"
+    r"warn\w*|show\w*|use the|replac\w*|while)\b"
+)
+
+
+def _few_examples(principle: Principle) -> str | None:
+    number = len(principle.examples)
+    return None if number > 1 else "no example" if number == 0 else "one example"
+
+
+def _no_rationale(principle: Principle) -> str | None:
+    reason, said = (_subject(text).words.keys() for text in (principle.rationale, principle.statement))
+    if "rationale" not in principle.filled_in and reason <= said:
+        return "the rationale says nothing that the statement does not say"
+    return None
+
+
+def _no_references(principle: Principle) -> str | None:
+    return None if principle.references else "no reference"
+
+
+def _filled_in(principle: Principle) -> str | None:
+    made = _listed(principle.filled_in)
+    return f"made up by cai constitution import: {made}" if principle.filled_in else None
+
+
+_CHECKS: dict[str, tuple[str, Check]] = {
+    "names-letters": ("comparison", _names_letters),
+    "no-conduct": ("statement", _no_conduct),
+    "vague": ("statement", _vague),
+    "several-duties": ("statement", _several_duties),
+    "nothing-to-quote": ("critique", _nothing_to_quote),
+    "only-removes": ("revision", _only_removes),
+    "few-examples": ("examples", _few_examples),
+    "no-rationale": ("rationale", _no_rationale),
+    "no-references": ("references", _no_references),
+    "filled-in": ("filled_in", _filled_in),
+}
+
+
+# Two principles
+
+# The share of the words that say what a wording is about which two of them have in common.
+_SAME, _ABOUT_THE_SAME = 0.6, 0.5
+
+
+def _of_pairs(principles: Sequence[Principle], lines: dict[At, int]) -> Iterator[Finding]:
+    keys = [_own_wording(principle) for principle in principles]
+    subjects = [_subject(getattr(principle, key)) for principle, key in zip(principles, keys, strict=True)]
+    at = [lines["principles", number, key] for number, key in enumerate(keys)]
+    for (i, one), (j, other) in combinations(enumerate(subjects), 2):
+        if one.words.keys().isdisjoint(other.words) and (one.words or other.words):
+            continue
+        named = f"'{principles[i].id}' (line {at[i]})"
+        against = _against(one, other)
+        if against is not None:
+            yield Finding("contradiction", at[j], principles[j].id, f"against {named}: {against}")
+        elif one.plain == other.plain or _shared(one, other) >= _SAME:
+            yield Finding("near-duplicate", at[j], principles[j].id, f"much the same as {named}: {_both(one, other)}")
+
+
+def _own_wording(principle: Principle) -> str:
+    """What a principle is compared by: its statement, or, if cai made that up, what its source says."""
+    return next((key for key in ("statement", "critique", "comparison") if key not in principle.filled_in), "statement")
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What a wording is about: its words without endings; whether it is denied; which words with an opposite it has."""
+
+    plain: tuple[str, ...]
+    words: dict[str, str]
+    denied: bool
+    sides: dict[int, int]
+
+
+def _subject(wording: str) -> _Subject:
+    plain = words_of(straight(wording))
+    about = [word for word in plain if word not in EMPTY and word not in TURNS and word not in NOT]
+    sides = [(pair, side) for pair, words in enumerate(OPPOSITES) for side in (0, 1) if words[side] & set(plain)]
+    both = {pair for pair, side in sides if side == 1 and (pair, 0) in sides}
+    denied = sum(word in NOT for word in plain) % 2 == 1
+    return _Subject(
+        plain, {_stem(word): word for word in about}, denied, {pair: side for pair, side in sides if pair not in both}
+    )
+
+
+def _stem(word: str) -> str:
+    return re.sub(r"(?:ing|ed|es|s|ly|e)$", "", word) if len(word) > 3 else word
+
+
+def _shared(one: _Subject, other: _Subject) -> float:
+    every = one.words.keys() | other.words.keys()
+    return len(one.words.keys() & other.words.keys()) / len(every) if every else 0.0
+
+
+def _against(one: _Subject, other: _Subject) -> str | None:
+    turned = [pair for pair, side in one.sides.items() if other.sides.get(pair, side) != side]
+    same = _shared(one, other) >= _ABOUT_THE_SAME or (bool(turned) and one.words.keys() == other.words.keys())
+    common = one.words.keys() & other.words.keys()
+    if not turned and len(common) < 2 and one.words.keys() != other.words.keys():
+        return None
+    if not same or (len(turned) + (one.denied != other.denied)) % 2 == 0:
+        return None
+    if turned:
+        left, right = (min(OPPOSITES[turned[0]][who.sides[turned[0]]] & set(who.plain)) for who in (one, other))
+        return f"there '{left}', here '{right}'"
+    return f"{_both(one, other)}, and only one of them denies it"
+
+
+def _both(one: _Subject, other: _Subject) -> str:
+    words = [other.words[stem] for stem in other.words if stem in one.words]
+    return f"both speak of {_listed(words[:5])}" + (f" and {len(words) - 5} words more" if len(words) > 5 else "")
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(words)
