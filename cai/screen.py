@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.audit import TABLES, examples
-from cai.constitution import Constitution
+from cai.report.doubts import judge_doubts
+from cai.report.doubts import share as share_of_mass
 from cai.stages import Dataset, Outcome
 from cai.store import Json, open_run
 from cai.texts import visible
@@ -57,10 +58,21 @@ def print_dataset(dataset: Dataset) -> None:
             str(splits.get("train", 0)), str(splits.get("test", 0)),
         )  # fmt: skip
     screen.print(rows)
+    if manifest.get("version", {}).get("before"):
+        told = [f"{config} {_changed(splits)}" for config, splits in manifest["version"]["counts"].items()]
+        before = manifest["version"]["before"]["name"]
+        screen.print(f"Version  {manifest['version']['name']}; since {before}: {', '.join(told)}", soft_wrap=True)
     screen.print(f"Card     {plain(folder)}/README.md", soft_wrap=True)
     for config, counts in manifest["counts"].items():
         if counts["written"].get("train"):
             screen.print(f'Load     datasets.load_dataset("{plain(folder)}", "{config}")', soft_wrap=True)
+
+
+def _changed(splits: Json) -> str:
+    """The rows of a config that were added, and whatever else became of some."""
+    sums = {change: sum(counts[change] for counts in splits.values()) for change in next(iter(splits.values()))}
+    others = counted({change: number for change, number in sums.items() if number and change != "added"})
+    return f"+{sums['added']}{others}"
 
 
 def print_report(result: Json, run: str) -> None:
@@ -110,6 +122,11 @@ def _print_stage(screen: Console, stage: str, entry: Json) -> None:
         f"{tokens['completion_tokens']:,} generated",
     )
     table.add_row(
+        "tokens asked for",
+        f"{cost['prompt_tokens']:,} prompt ({cost['cached_tokens']:,} cached), {cost['completion_tokens']:,} generated"
+        + _why_other(tokens, cost),
+    )
+    table.add_row(
         "calls asked", f"{cost['asked_calls']:,} ({cost['reused_calls']:,} reused), {cost['calls_per_second']} calls/s"
     )
     table.add_row("output speed", f"{cost['completion_tokens_per_second']} tokens/s")
@@ -125,6 +142,15 @@ def _print_stage(screen: Console, stage: str, entry: Json) -> None:
             screen.print(_rates(title, counts[key]))
     if counts.get("verdicts"):
         screen.print(_verdict_rates(counts["verdicts"]))
+        for doubt in judge_doubts(counts):
+            screen.print(f"[yellow]{plain(doubt)}[/]")
+
+
+def _why_other(tokens: Json, cost: Json) -> str:
+    """Why the rows tell of more or fewer tokens than were asked for."""
+    if all(tokens[name] == cost[name] for name in tokens):
+        return ""
+    return " (a call that two rows share is asked once; reused calls and those of dropped rows differ too)"
 
 
 def _verdict_rates(groups: Json) -> Table:
@@ -135,14 +161,14 @@ def _verdict_rates(groups: Json) -> Table:
         apart = group["mean_distance_from_half"]
         table.add_row(
             name, str(group["asked"]), str(group["unread"]), str(group["with_the_label"]),
-            "-" if apart is None else f"{apart:.3f}", f"{group['mean_letter_mass']:.2f}",
+            "-" if apart is None else f"{apart:.3f}", share_of_mass(group["mean_letter_mass"]),
         )  # fmt: skip
     return table
 
 
 def _rates(title: str, groups: Json) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in (title, "applied", "found broken", "changed", "mean P(broken)"):
+    for heading in (title, "chosen", "criticised", "changed", "mean gate P"):
         table.add_column(heading, justify="left" if heading == title else "right")
     for name, group in groups.items():
         mean = group["mean_violation_probability"]
@@ -154,29 +180,6 @@ def _rates(title: str, groups: Json) -> Table:
             "-" if mean is None else f"{mean:.2f}",
         )
     return table
-
-
-def print_constitution(constitution: Constitution) -> None:
-    """A constitution to be read from top to bottom."""
-    screen = console()
-    screen.rule(f"[bold]{plain(constitution.name)}[/] {plain(constitution.version)}")
-    screen.print(Text(visible(constitution.description)))
-    screen.print(f"{plain(str(constitution.path))}, sha256 {constitution.sha}\n")
-    for number, principle in enumerate(constitution.principles, start=1):
-        tags = visible(", ".join(principle.tags))
-        screen.print(Text.assemble((f"{number}. {principle.id}", "bold"), f"  weight {principle.weight:g}  {tags}"))
-        for name in ("statement", "rationale", "critique", "revision", "comparison"):
-            screen.print(_named(name, getattr(principle, name)))
-        for example in principle.examples:
-            for name in ("prompt", "better", "worse"):
-                screen.print(_named(f"e.g. {name}", getattr(example, name)))
-        for reference in principle.references:
-            screen.print(_named("see", f"{reference.framework}, {reference.clause}"))
-        screen.print()
-
-
-def _named(name: str, text: str) -> Text:
-    return Text.assemble((f"   {name:<11}", "cyan"), visible(" ".join(text.split())))
 
 
 def _before_after(number: int, row: Json) -> Panel:

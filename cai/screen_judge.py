@@ -1,9 +1,24 @@
 """What `cai calibrate` shows in the terminal."""
 
+import click
 from rich.table import Table
 
 from cai.screen import console, counted, plain, share
+from cai.settings import GoldSettings
+from cai.stages import Calibration, check_judge
 from cai.store import Json
+from cai.texts import visible_json
+
+
+def print_calibration_of(measured: Calibration, settings: GoldSettings, as_json: bool) -> None:
+    """Print a judge's figures. Raises CheckFailed, after that, if it is under the bar of the settings."""
+    folder = measured.outcome.folder
+    if as_json:
+        said = {"folder": folder, **measured.figures}
+        click.echo(visible_json(said))
+    else:
+        print_calibration(measured.figures, folder)
+    check_judge(measured.figures, settings)
 
 
 def print_calibration(figures: Json, place: str) -> None:
