@@ -1,0 +1,111 @@
+"""A row worked out once more: the same code, with what the model has answered read from the journal.
+
+`revise.py` and `label.py` ask for the same calls only if prompt, constitution, templates, settings and every answer
+before are the same, since a call's key is the digest of all that. So a row that comes out the same is what they make
+of the answers in the journal, and each of its calls was asked with the words that the constitution and the templates
+have. A row that a check of another version of cai decided on cannot be worked out again; then only the keys are held
+against the journal.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cai.checks import checks_sha
+from cai.engines import Completion, Engine, Request
+from cai.errors import RowDropped
+from cai.findings import Findings, brief_of
+from cai.journal import Entry, completion_of
+from cai.label import Judged
+from cai.replay import CannotRebuild, Texts, kept_texts, work_again
+from cai.rows import Label, Pair, Row, as_messages
+from cai.seal import Json
+from cai.stages import code_sha
+from cai.store import Run, record_of
+
+Found = tuple[str, str]
+
+
+class _NotJournaled(Exception):
+    """A call that the row would ask for is not in the journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """How a stage works on a row or a pair."""
+
+    texts: Texts
+    loop: asyncio.Runner
+
+    def of(self, row: Json, verdicts: list[Json], label: Json | None, entries: Mapping[str, Entry]) -> Iterator[Found]:
+        """What was found and what was expected, wherever a row is not what comes out."""
+
+        async def ask(engine: Engine, request: Request) -> tuple[str, Completion]:
+            key = request.key(engine.model)
+            if key not in entries:
+                raise _NotJournaled(f"its {request.purpose} would be the call {key[:12]}")
+            return key, completion_of(entries[key])
+
+        # An example of a constitution is judged by its own principle, which is in no setting.
+        own = tuple(label["principles"]) if label is not None and self.texts.stage == "calibrate" else None
+        try:
+            made: Any = self.loop.run(work_again(self.texts, item_of(row), ask, own))
+        except _NotJournaled as error:
+            yield f"a row of which {error}", "calls that are in the journal, if nothing was changed"
+            return
+        except RowDropped as error:
+            yield f"a row that would be dropped ({error.reason})", "one that is kept"
+            return
+        if not isinstance(made, Judged):
+            yield from _differing(record_of(made), row)
+            return
+        yield from _differing(record_of(made.pair), row)
+        if len(made.verdicts) != len(verdicts):
+            yield f"{len(verdicts)} verdicts", f"{len(made.verdicts)}"
+        for one, verdict in zip(made.verdicts, verdicts, strict=False):
+            yield from _differing(record_of(one), verdict)
+        if label is not None:
+            # What a person has said comes before the judge.
+            reviewed = label["reviewed"]
+            told: Label = replace(made.label, reviewed=reviewed, chosen=reviewed or made.label.judged)
+            yield from _differing(record_of(told), label)
+
+
+def item_of(row: Json) -> Row | Pair:
+    """The row or pair that a row of the tables was made of."""
+    values: Json = {**row, "prompt": as_messages(row["prompt"])}
+    if "pair_id" in row:
+        return Pair(**values)
+    return Row(
+        **{name: values[name] for name in ("row_id", "prompt_id", "sample", "prompt", "source", "extra")}, position=0
+    )
+
+
+def _differing(made: Json, row: Json) -> Iterator[Found]:
+    for name, value in made.items():
+        wanted = _plain(value)
+        if row.get(name) != wanted:
+            yield f"in '{name}' {brief_of(row.get(name))}", f"what the answers in the journal make: {brief_of(wanted)}"
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as a table gives them back."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def again(run: Run, stage: str, belongs: Json, entry: Json | None, findings: Findings) -> Again | None:
+    """How to work out the rows of a stage again; None, with a note, where this version of cai cannot."""
+    code = entry.get("code_sha") if entry is not None else code_sha()
+    checks = belongs["texts"].get("checks_sha", checks_sha())
+    why = "another version of cai made them" if code != code_sha() or checks != checks_sha() else None
+    try:
+        texts = kept_texts(run, stage) if why is None else None
+    except CannotRebuild as error:
+        texts, why = None, str(error).rstrip(".")
+    if texts is None:
+        findings.note(f"cai {stage}: the rows were not worked out again, since {why}; each call was looked up.")
+        return None
+    return Again(texts, asyncio.Runner())

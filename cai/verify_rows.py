@@ -1,0 +1,262 @@
+"""What the tables of a run say, against each other and against what else the run keeps.
+
+    each shard   its rows and drops are as many as it read, they are the ones that it read, of the settings of its stage
+    each row     its calls are in the journal, and what they said stands in the row
+    each stage   kept + dropped = read, and all other numbers of the manifest, counted anew
+
+and, see `verify_again`, each row is worked out once more from what the model has answered. One shard at a time is in
+memory.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from cai.audit import TABLES, count_stage
+from cai.errors import BadInput
+from cai.findings import Findings
+from cai.ids import digest
+from cai.inputs import content_of
+from cai.journal import Entry, read_entries
+from cai.pairs import RunPairs, made_of
+from cai.review import Answers, answers_given
+from cai.rows import Pair, Row
+from cai.seal import Json
+from cai.store import Run
+from cai.verify_again import Again, again, item_of
+
+
+@dataclass(slots=True)
+class _Shard:
+    """A shard whose files are all as they were written, with its footer and its part of the journal."""
+
+    run: Run
+    stage: str
+    index: int
+    mark: Json
+    entries: Mapping[str, Entry]
+    answers: Answers | None
+
+    def rows(self, table: str) -> list[Json]:
+        return list(self.run.shard_records(table, self.index))
+
+    def place(self, table: str) -> str:
+        return f"{table}/part-{self.index:05d}.parquet"
+
+
+def check_rows(run: Run, stage: str, sound: set[str], findings: Findings) -> None:
+    """Look at every row of a stage. `sound` are the tables that are as they were written; others are not looked at."""
+    belongs, entry = run.settings()[stage], run.manifest().get(stage)
+    tables, skipped = TABLES[stage], False
+    findings.step(f"cai {stage}: looking at the rows, and at the calls that they are made of.")
+    try:
+        remade = again(run, stage, belongs, entry, findings)
+    except BadInput as error:  # its texts are not what was written, which has been named
+        findings.note(f"cai {stage}: its rows were not worked out again ({error.place}: {error.found}).")
+        remade = None
+    answers = _answers(run, stage, entry is not None, findings)
+    read: list[str] = []
+    with remade.loop if remade is not None else nullcontext():
+        for index in run.finished_shards(tables[-1]):
+            shard = _opened(run, stage, index, sound, answers)
+            if shard is None:
+                skipped = True
+                continue
+            read.append(digest(list(shard.mark["inputs"])))
+            _check_shard(shard, belongs, entry is not None, remade, findings)
+    if skipped:
+        findings.note(f"cai {stage}: shards of which a file is not what was written were not looked into.")
+    elif entry is not None:
+        _check_counts(run, stage, entry, read, findings)
+
+
+def _opened(run: Run, stage: str, index: int, sound: set[str], answers: Answers | None) -> _Shard | None:
+    """A shard; None if one of its files is not as it was written."""
+    tables, drops = TABLES[stage], run.drops(stage, index)
+    names = [f"{table}/part-{index:05d}.parquet" for table in tables]
+    if drops.exists():
+        names.append(drops.relative_to(run.folder).as_posix())
+    if not sound.issuperset(names):
+        return None
+    mark: Json = json.loads((pq.read_schema(run.shard(tables[-1], index)).metadata or {})[b"cai"])
+    segment = run.folder / "journal" / f"part-{index:05d}.jsonl"
+    return _Shard(run, stage, index, mark, {one["key"]: one for one in read_entries(segment)}, answers)
+
+
+def _check_shard(shard: _Shard, belongs: Json, finished: bool, remade: Again | None, findings: Findings) -> None:
+    run, stage, inputs = shard.run, shard.stage, shard.mark["inputs"]
+    last = TABLES[stage][-1]
+    if finished:
+        findings.same(shard.place(last), shard.mark["settings_sha"], digest(belongs), "rows of the settings")
+    drops = run.drops(stage, shard.index)
+    dropped = pq.read_metadata(drops).num_rows if drops.exists() else 0
+    findings.same(shard.place(last), dropped, shard.mark["dropped"], "so many drops beside it:")
+    judged = last == "labels"
+    kept = shard.rows("pairs" if judged else last)
+    findings.same(shard.place(last), len(kept) + dropped, len(inputs), "rows and drops, together")
+    _check_inputs(shard, [item_of(row) for row in kept], finished, findings)
+    verdicts: dict[str, list[Json]] = {}
+    labels: list[Json] = []
+    if judged:
+        labels = shard.rows("labels")
+        for verdict in shard.rows("verdicts"):
+            verdicts.setdefault(verdict["pair_id"], []).append(verdict)
+        named = [row["pair_id"] for row in kept]
+        findings.same(shard.place("labels"), [row["pair_id"] for row in labels], named, "labels of the pairs")
+        for other in verdicts.keys() - set(named):
+            findings.differ(shard.place("verdicts"), f"a verdict on '{other}'", "one on a pair of this shard")
+        _check_reviewed(shard, kept, labels, findings)
+    for number, row in enumerate(kept):
+        told = verdicts.get(row["pair_id"], []) if judged else []
+        label = labels[number] if number < len(labels) else None
+        if finished:
+            _check_origin(shard, label or row, belongs, findings)
+        for one in told if judged else [row]:
+            _check_calls(shard, one, findings)
+        if remade is not None:
+            for difference in remade.of(row, told, label, shard.entries):
+                findings.differ(f"{shard.place(last)}, {_called(row)}", *difference)
+        findings.looked["rows"] += 1 + len(told) + (label is not None)
+    findings.looked["drops"] += dropped
+
+
+def _called(row: Json) -> str:
+    return f"'{row['pair_id']}'" if "pair_id" in row else f"'{row['row_id']}'"
+
+
+def _check_inputs(shard: _Shard, items: Sequence[Row | Pair], finished: bool, findings: Findings) -> None:
+    """Each row is one of those that the shard read, in their order."""
+    place, left = shard.place(TABLES[shard.stage][-1]), iter(shard.mark["inputs"])
+    for item in items:
+        sha = content_of(item)
+        if not any(sha == one for one in left):
+            named = item.pair_id if isinstance(item, Pair) else item.row_id
+            findings.differ(f"{place}, '{named}'", "a prompt or answers that it was not made of", "what the shard read")
+            return
+
+
+def _answers(run: Run, stage: str, finished: bool, findings: Findings) -> Answers | None:
+    """What people have said of each pair; None where the answers are not entered yet, or cannot be read."""
+    if stage != "label" or not finished:
+        return None
+    try:
+        return answers_given(run)
+    except BadInput as error:
+        findings.note(f"cai {stage}: no label was held against reviews.jsonl ({error.place}: {error.found}).")
+        return None
+
+
+def _check_reviewed(shard: _Shard, pairs: Sequence[Json], labels: Sequence[Json], findings: Findings) -> None:
+    """What a label says that a person said of the pair stands in reviews.jsonl, and the other way round."""
+    if shard.answers is None:
+        return
+    for pair, label in zip(pairs, labels, strict=False):
+        said, told = label["reviewed"], shard.answers(pair)
+        if said != told:
+            found = f"a person's answer '{said}'" if said is not None else "no person's answer"
+            expected = f"'{told}', as in reviews.jsonl" if told is not None else "none, as in reviews.jsonl"
+            findings.differ(f"{shard.place('labels')}, {_called(pair)}", found, expected)
+
+
+def _check_origin(shard: _Shard, row: Json, belongs: Json, findings: Findings) -> None:
+    """Models, texts and seed that a row names are its stage's."""
+    models, texts = belongs["models"], belongs["texts"]
+    wanted = {
+        "model": models.get("generator"), "critic": models.get("critic"), "reviser": models.get("reviser"),
+        "judge": models.get("judge"), **texts, "seed": belongs["settings"].get("seed"),
+    }  # fmt: skip
+    for name, value in wanted.items():
+        if name in row and value is not None:
+            place = f"{shard.place(TABLES[shard.stage][-1])}, {_called(row)}"
+            findings.same(place, row[name], value, f"the {name.removesuffix('_sha')}")
+
+
+# Calls
+
+
+def _check_calls(shard: _Shard, row: Json, findings: Findings) -> None:
+    """Every call that a row names is in the journal, with the answer that the row has of it."""
+    for what, key, text in _calls(row):
+        place = f"journal/part-{shard.index:05d}.jsonl"
+        where = f"the {what} of {_called(row)}"
+        entry = shard.entries.get(key)
+        if entry is None:
+            findings.differ(place, f"no call {key[:12]}", f"{where}, which the table says is there")
+        elif text is not None and entry["text"] != text:
+            findings.differ(f"{place}, call {key[:12]}", "another answer than in the table", where)
+        else:
+            findings.looked["answers held against the journal"] += 1
+
+
+def _calls(row: Json) -> Iterator[tuple[str, str, str | None]]:
+    """What each call of a row was for, its key, and the text that the row has of it, if it has one."""
+    if "calls" in row:
+        read = row["calls"][1:] if row["reasoning"] is not None else row["calls"]
+        if row["reasoning"] is not None:
+            yield f"reasoning by {row['principle_id']}", row["calls"][0], row["reasoning"]
+        for key in read:
+            yield f"verdict by {row['principle_id']}", key, row["raw"] if len(read) == 1 else None
+        return
+    yield "response", row.get("response_call") or row["call"], row["response"]
+    for one in row.get("rounds", ()):
+        number = one["round"]
+        for name in ("choice", "gate"):
+            if one[f"{name}_call"] is not None:
+                yield f"{name} of round {number}", one[f"{name}_call"], None
+        for name in ("critique", "revision"):
+            if one[f"{name}_call"] is not None:
+                yield f"{name} of round {number}", one[f"{name}_call"], one[name]
+        for failed in one["failed_tries"]:
+            yield f"failed revision of round {number}", failed["call"], failed["revision"]
+
+
+# Counts
+
+
+def _check_counts(run: Run, stage: str, entry: Json, read: Sequence[str], findings: Findings) -> None:
+    """The manifest's numbers of a finished stage, counted anew from its tables."""
+    where, told = f"manifest.json, cai {stage}", entry["counts"]
+    findings.same(where, told["kept"] + told["dropped"], told["read"], "kept and dropped, together")
+    findings.same(where, sum(told["dropped_by_reason"].values()), told["dropped"], "drops by their reasons, together")
+    prompts = entry.get("prompts", {})
+    findings.same(where, told["read"], prompts.get("rows"), "rows that were read:")
+    if prompts.get("sha") is not None:
+        findings.same(where, digest(list(read)), prompts["sha"], "shards that have read the rows with the digest")
+    findings.step(f"cai {stage}: counting the rows anew.")
+    counts: Any = json.loads(json.dumps(count_stage(run, stage)))
+    same_version = entry.get("versions", {}).get("cai") == version("cai")
+    always = ("read", "kept", "dropped", "dropped_by_reason", "tokens")
+    for name in told if same_version else always:
+        findings.same(f"{where}, {name}", counts.get(name), told[name], "the tables come to")
+    findings.looked["counts"] += len(told if same_version else always)
+    reasons = Counter(drop["stage"] for drop in run.dropped(stage, TABLES[stage][-1]))
+    findings.same(f"drops of cai {stage}", dict(reasons), {stage: reasons.total()} if reasons else {}, "drops by stage")
+    if stage == "label":
+        _check_pairs(run, entry, findings)
+
+
+def _check_pairs(run: Run, entry: Json, findings: Findings) -> None:
+    """The pairs that were judged are those that the run's answers make."""
+    prompts = entry.get("prompts", {})
+    try:
+        if prompts.get("made_of") != made_of(run):
+            findings.note(
+                "cai label: the run has other rows than it was labelled with, so the pairs were not made anew."
+            )
+            return
+        source = RunPairs(run, entry["settings"]["pairs"], prompts.get("limit"))
+        for chunk in source.chunks(1):
+            path = run.shard("labels", chunk.index)
+            mark: Json = json.loads((pq.read_schema(path).metadata or {})[b"cai"]) if path.is_file() else {}
+            if list(chunk.digests) != mark.get("inputs"):
+                place = f"pairs/part-{chunk.index:05d}.parquet"
+                findings.differ(place, "other pairs than the run's answers make", "these, in their order")
+            findings.looked["pairs made anew"] += len(chunk.items)
+    except BadInput as error:
+        findings.note(f"cai label: the pairs were not made anew ({error.place}: {error.found}).")
