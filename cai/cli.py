@@ -1,58 +1,51 @@
 """The command line. Thin: options are the fields of the settings models, the work is in `stages.py`."""
 
 import io
-import json
 import logging
 import sys
 import traceback
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import click
 
 from cai import __version__
-from cai.audit import TABLES
-from cai.audit import report as make_report
-from cai.constitution import check_constitution, json_schema, load_constitution
-from cai.errors import BadInput, CaiError, CannotWrite, CheckFailed
-from cai.files import find_shipped
+from cai.cli_constitution import constitution
+from cai.cli_report import report
+from cai.cli_show import show
+from cai.cli_verify import sign, verify
+from cai.errors import BadInput, CaiError, CannotWrite
 from cai.options import chosen, with_settings
-from cai.pairs import row_of
 from cai.pipeline import Finished, pipeline
 from cai.progress import Progress
-from cai.screen import print_constitution, print_dataset, print_outcome, print_report
-from cai.screen_judge import print_calibration
-from cai.screen_rows import print_row
+from cai.screen import print_dataset, print_outcome
+from cai.screen_judge import print_calibration_of
 from cai.settings import (
     CalibrateSettings,
-    ConstitutionTestSettings,
     ExportSettings,
     GenerateSettings,
-    GoldSettings,
     LabelSettings,
     PipelineSettings,
     ReviseSettings,
 )
 from cai.stages import (
-    Calibration,
     Dataset,
     Outcome,
     calibrate_stage,
-    check_judge,
-    constitution_stage,
     export_stage,
     generate_stage,
     label_stage,
     revise_stage,
 )
 from cai.stop import run_until_stopped
-from cai.store import Json, Run, open_run
+from cai.store import Json
 from cai.texts import visible, visible_json
 
 GROUPS = {
     "Make data": ["run", "generate", "revise", "label", "export"],
     "Look at it": ["report", "show", "calibrate"],
-    "For auditors": ["constitution"],
+    "For auditors": ["constitution", "verify", "sign"],
 }
 
 
@@ -155,6 +148,7 @@ def export(as_json: bool, **options: Any) -> None:
     Example:
       cai export data/runs/first --out data/sets/first
       cai export data/runs/first --out data/sets/first --for llama-factory --decontaminate eval.jsonl
+      cai export data/runs/nightly --out data/sets/nightly --versions
     """
     settings = chosen(ExportSettings, options)
     anew = "Stopped. The same command writes the datasets anew."
@@ -179,162 +173,21 @@ def run_all(as_json: bool, **options: Any) -> None:
     print_finished(finished, as_json)
 
 
-@cai.command(short_help="What a run read, kept, dropped and changed, and what it cost.")
-@click.argument("run")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def report(run: str, as_json: bool) -> None:
-    """Rates, principles, tokens and times of RUN, finished or not.
-
-    \b
-    Example:
-      cai report data/runs/first --json
-    """
-    opened = open_run(run)
-    result = make_report(opened)
-    for place in opened.damaged_lines():
-        click.echo(
-            visible(f"{place} is damaged and passed over; the cost is short of what it may have said."), err=True
-        )
-    _json(result) if as_json else print_report(result, run)
-
-
-@cai.command(short_help="One row's whole story.")
-@click.argument("run")
-@click.argument("row_id")
-@click.option("--json", "as_json", is_flag=True, help="Print the row as JSON.")
-def show(run: str, row_id: str, as_json: bool) -> None:
-    """The conversation, response, and every round of the row ROW_ID of RUN, with the keys of its calls.
-
-    \b
-    Example:
-      cai show data/runs/first redteam-001
-    """
-    opened = open_run(run)
-    found: Json = {}
-    for stage in opened.settings():
-        table = TABLES[stage][-1]
-        rows = _judged(opened, row_id) if table == "labels" else _rows(opened, table, row_id)
-        drops = [drop for drop in opened.dropped(stage, table) if drop["row_id"] == row_id]
-        found |= {"pairs" if table == "labels" else table: rows} if rows else {}
-        found |= {"drops": found.get("drops", []) + drops} if drops else {}
-    if not found:
-        raise BadInput(
-            run, f"no row '{row_id}'", "the row_id of a row or a drop", "Ids are in the column row_id of the tables."
-        )
-    _json(found) if as_json else print_row(found)
-
-
-def _rows(run: Run, table: str, row_id: str) -> list[Json]:
-    return [row for row in run.records(table) if row_id in (row["row_id"], row["prompt_id"])]
-
-
-def _judged(run: Run, row_id: str) -> list[Json]:
-    """The row's pairs, each with its verdicts and its label; `row_id` may also be a pair's id."""
-    labels = {label["pair_id"]: label for label in run.records("labels")}
-    pairs = [pair for pair in run.records("pairs") if row_id in _names(pair) and pair["pair_id"] in labels]
-    ids = {pair["pair_id"] for pair in pairs}
-    verdicts = [verdict for verdict in run.records("verdicts") if verdict["pair_id"] in ids]
-    return [
-        {
-            "pair": pair,
-            "verdicts": [verdict for verdict in verdicts if verdict["pair_id"] == pair["pair_id"]],
-            "label": labels[pair["pair_id"]],
-        }
-        for pair in pairs
-    ]
-
-
-def _names(pair: Json) -> set[str]:
-    """The ids by which a pair is found: its own, its prompt's, and those of the rows that its answers come from."""
-    return {pair["pair_id"], pair["prompt_id"], pair["row_id"], *(row_of(pair, pair[f"{side}_from"]) for side in "ab")}
-
-
-@cai.group(short_help="Read and check constitutions.")
-def constitution() -> None:
-    """Read and check constitutions.
-
-    \b
-    Example:
-      cai constitution lint mine.yaml
-    """
-
-
-@constitution.command()
-@click.argument("files", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def lint(files: tuple[str, ...], as_json: bool) -> None:
-    """Check constitution FILES (paths or names); exit 1 if something is wrong with one.
-
-    \b
-    Example:
-      cai constitution lint constitutions/harmlessness.yaml
-    """
-    paths = [find_shipped("constitutions", name, ".yaml") for name in files]
-    for name, path in zip(files, paths, strict=True):
-        if path is None:
-            raise BadInput(name, "no such constitution", "a YAML file or a known name", "Check the path.")
-    findings = {str(path): [str(problem) for problem in check_constitution(path)] for path in paths if path is not None}
-    if as_json:
-        _json(findings)
-    else:
-        for path, problems in findings.items():
-            click.echo(visible("\n".join(problems) if problems else f"{path}: fine"))
-    if any(findings.values()):
-        wrong = [problems for problems in findings.values() if problems]
-        raise CheckFailed(f"{sum(map(len, wrong))} problem(s) in {len(wrong)} file(s)")
-
-
-@constitution.command(name="show")
-@click.argument("name", default="harmlessness")
-@click.option("--json", "as_json", is_flag=True, help="Print the constitution as JSON.")
-def show_constitution(name: str, as_json: bool) -> None:
-    """Print a constitution, a path or a known NAME, to be read.
-
-    \b
-    Example:
-      cai constitution show harmlessness
-    """
-    loaded = load_constitution(name)
-    if as_json:
-        principles = [principle.model_dump(mode="json") for principle in loaded.principles]
-        _json({"name": loaded.name, "version": loaded.version, "sha": loaded.sha, "principles": principles})
-    else:
-        print_constitution(loaded)
-
-
-@constitution.command(name="test")
-@with_settings(ConstitutionTestSettings)
-def test_constitution(as_json: bool, **options: Any) -> None:
-    """Does the judge apply each principle as its authors meant? Judge the examples in CONSTITUTION, each by its own.
-
-    \b
-    Example:
-      cai constitution test harmlessness --endpoint http://127.0.0.1:8000/v1 --min-accuracy 0.8
-    """
-    settings = chosen(ConstitutionTestSettings, options)
-    print_calibration_of(
-        run_until_stopped(constitution_stage(settings, Progress()), settings.out or "data/runs"), settings, as_json
-    )
-
-
-@constitution.command()
-def schema() -> None:
-    """Print the JSON Schema of the format, for editors.
-
-    \b
-    Example:
-      cai constitution schema > schema.json
-    """
-    _json(json_schema())
+for command in (report, show, verify, sign, constitution):
+    cai.add_command(command)
 
 
 def print_result(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         session = outcome.session
         calls = {"asked_calls": session.asked_calls, "reused_calls": session.reused_calls}
-        _json({"entry": outcome.entry, **calls})
+        _json({"entry": outcome.entry, **calls, "alarms": _alarms(outcome)})
     else:
         print_outcome(outcome)
+
+
+def _alarms(outcome: Outcome) -> list[Json]:
+    return [asdict(alarm) for alarm in outcome.alarms]
 
 
 def print_exported(dataset: Dataset, as_json: bool) -> None:
@@ -344,22 +197,16 @@ def print_exported(dataset: Dataset, as_json: bool) -> None:
 def print_finished(finished: Finished, as_json: bool) -> None:
     if as_json:
         stages = {"revise": finished.revised.entry, "label": finished.labelled.entry}
-        _json({**stages, "export": finished.dataset.manifest})
+        alarms = [*_alarms(finished.revised), *_alarms(finished.labelled)]
+        _json({**stages, "export": finished.dataset.manifest, "alarms": alarms})
         return
     print_outcome(finished.revised)
     print_outcome(finished.labelled)
     print_dataset(finished.dataset)
 
 
-def print_calibration_of(measured: Calibration, settings: GoldSettings, as_json: bool) -> None:
-    """Print a judge's figures. Raises CheckFailed, after that, if it is under the bar of the settings."""
-    folder = measured.outcome.folder
-    _json({"folder": folder, **measured.figures}) if as_json else print_calibration(measured.figures, folder)
-    check_judge(measured.figures, settings)
-
-
 def _json(value: object) -> None:
-    click.echo(visible_json(json.dumps(value, indent=2, ensure_ascii=False)))
+    click.echo(visible_json(value))
 
 
 def main() -> None:

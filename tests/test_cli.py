@@ -294,6 +294,8 @@ def test_a_wheel_works_from_any_folder_and_files_of_the_user_come_first(tmp_path
     where = [sys.executable, "-c", "import cai; print(cai.__file__)"]
     found = subprocess.run(where, capture_output=True, text=True, cwd=elsewhere, env={**os.environ, **env}).stdout
     assert found.startswith(str(tmp_path / "site")), "the wheel was used, not the checkout"
+    made = cai("report", "run", "--html", "report.html", cwd=elsewhere, env=env)
+    assert made.returncode == 0 and "</html>" in (elsewhere / "report.html").read_text(), made.stderr
     (elsewhere / "prompts").mkdir()
     (elsewhere / "prompts" / "respond.jinja").write_text("Be brief.")
     assert cai(*arguments, "--out", "second", cwd=elsewhere, env=env).returncode == 0
