@@ -15,6 +15,7 @@ After each kill, and at the end of each stage:
   the review or after it, and if the manifest answers for them, all as before or all as after;
 - the dataset's folder is not there, or holds one of the two datasets whole;
 - every other file has a scratch name, which begins with a dot;
+- the history beside the run tells, in the end, of every row once, with the unbroken run's figures;
 - every call that was answered is in the journal, but for the one that was being written.
 
 `repeated_calls` are calls asked again although the journal had them at an earlier kill; `in_flight_calls` those that a
@@ -42,6 +43,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.forks import Act, Forks
 from benchmarks.runs import write_prompts
+from cai.history import History
 
 ENGINE = ["--engine", "scripted", "--model", "script.yaml", "--slots", "8"]
 STAGES = {
@@ -250,7 +252,12 @@ def _look(broken: Path, unbroken: Unbroken) -> list[str]:
         faults.append("the dataset's folder holds neither of the two datasets whole")
     for path in (path for path in broken.rglob("*") if path.is_file()):
         name = path.relative_to(broken).as_posix()
-        known = name in OURS or name.startswith("set/") or name in unbroken.run or (unbroken.folder / name).is_file()
+        known = (
+            name in OURS
+            or name.startswith(("set/", "history/"))
+            or name in unbroken.run
+            or (unbroken.folder / name).is_file()
+        )
         if not known and not any(part.startswith(".") for part in Path(name).parts):
             faults.append(f"{name} is left, which the unbroken run has not")
     return faults
@@ -264,6 +271,8 @@ def _end(broken: Path, unbroken: Unbroken) -> list[str]:
         faults.append("the dataset is not the unbroken run's")
     if _tables(broken) != unbroken.run:
         faults.append("the tables are not the unbroken run's")
+    if _told(broken) != _told(unbroken.folder):
+        faults.append("the history does not tell what the unbroken run's tells")
     told, wanted = _manifest(broken), _manifest(unbroken.folder)
     for stage in ("revise", "label"):
         for name in ("counts", "files", "settings", "models", "texts"):
@@ -288,6 +297,13 @@ def _manifest(folder: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def _told(folder: Path) -> list[Any]:
+    """What the history says of the run, but for when; a run that is done has one session of each stage there."""
+    sessions = History(folder / "history").sessions()
+    told = ([{**row, "finished": ""} for row in rows] for rows in sessions)
+    return sorted(told, key=lambda rows: rows[0]["stage"])
+
+
 def _dataset(folder: Path) -> Files:
     """What lies in the dataset's folder, but for the digest of the run's manifest, in which times stand."""
     paths = [path for path in (folder / "set").rglob("*") if path.is_file()]
@@ -297,6 +313,7 @@ def _dataset(folder: Path) -> Files:
         (card,) = [file for file in manifest["files"] if file["path"] == "README.md"]
         if card["sha256"] == hashlib.sha256(files["README.md"]).hexdigest():
             card["sha256"], run = None, manifest["run"].pop("manifest_sha256")
+            del manifest["sealed"]
             files["README.md"] = files["README.md"].replace(run[:12].encode(), b"")
             files["manifest.json"] = json.dumps(manifest, sort_keys=True).encode()
     return files

@@ -25,6 +25,9 @@ from cai.settings import (
     load_settings,
 )
 from cai.templates import VARIABLES
+from flows.automations import automations
+from flows.deploy import deploy
+from flows.serve import serve
 
 ROOT = Path(__file__).parent.parent
 PATHS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("constitutions/*.md"), *ROOT.glob("data/prompts/*.md")]
@@ -51,6 +54,13 @@ KINDS: dict[str, type[Settings]] = {
     "cai calibrate": CalibrateSettings,
     "cai constitution test": ConstitutionTestSettings,
 }
+OPERATING = {"flows.serve": serve, "flows.deploy": deploy, "flows.automations": automations}
+
+
+@pytest.mark.parametrize("name", OPERATING)
+def test_a_command_of_an_operator_is_in_the_documents_and_its_help_has_an_example(name: str):
+    assert f"python -m {name}" in EVERYTHING and f"python -m {name}" in (OPERATING[name].help or "")
+    assert all(parameter.help for parameter in OPERATING[name].params if isinstance(parameter, click.Option))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -63,13 +73,14 @@ def test_a_command_is_in_the_readme_and_its_help_has_an_example(name: str):
 def test_every_option_that_the_documents_name_exists():
     known = {
         flag
-        for command in [cai, *COMMANDS.values()]
+        for command in [cai, *COMMANDS.values(), *OPERATING.values()]
         for parameter in command.params
         for flag in [*parameter.opts, *parameter.secondary_opts]
     }
     foreign = {"--watch", "--type", "--overwrite", "--no-prompt", "--pool", "--all", "--param"}
     foreign |= {"--data", "--eval", "--enable-prompt-tokens-details", "--help", "--red", "--benign"}
-    foreign |= {"--rows", "--kills", "--seed", "--form"}
+    foreign |= {"--rows", "--kills", "--changes", "--seed", "--form", "--name", "--active-slots", "--now"}
+    foreign |= {"--head", "--port", "--address"}  # of ray start
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", EVERYTHING))
     assert named - known - foreign == set()
 
