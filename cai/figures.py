@@ -31,6 +31,9 @@ BOUNDS: Mapping[str, Bound] = {
     "position_gap": Bound(0.1),
 }
 
+# What `bound_of` takes, without blanks; a zero or an infinite number is left to it.
+BOUND_PATTERN = rf"^({'|'.join(BOUNDS)})=\+?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+
 
 def bound_of(told: str) -> tuple[str, Bound]:
     """The figure and the bound that "NAME=NUMBER" means. Raises ValueError, with what is expected, if it means none."""

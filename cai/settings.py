@@ -16,7 +16,7 @@ from cai.cluster import Cluster
 from cai.engines import Sampling, Spec
 from cai.errors import BadInput, brief_value
 from cai.export import ExportMethod
-from cai.figures import BOUNDS, Bound, bound_of
+from cai.figures import BOUND_PATTERN, BOUNDS, Bound, bound_of
 from cai.files import find_shipped, shipped_names
 from cai.label import Judging, Rule
 from cai.pairs import Kind
@@ -52,6 +52,8 @@ def _text(value: str) -> str:
 
 Told = Annotated[str, AfterValidator(_text)]
 Several = Annotated[tuple[Told, ...], Field(strict=False), BeforeValidator(_list)]
+# The pattern is for a deployment's schema, by which Prefect's server refuses a value before there is a run.
+Bounding = Annotated[str, AfterValidator(_bound), Field(json_schema_extra={"pattern": BOUND_PATTERN})]
 Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
 Name = Annotated[str, Field(min_length=1)]
 Temperature = Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)]
@@ -205,9 +207,7 @@ class Comparing(BaseModel):
         description="Folder for the figures of each session, which the next are compared with; on: 'history' beside "
         "the run; off: none.",
     )
-    alarm: Annotated[
-        tuple[Annotated[str, AfterValidator(_bound)], ...], Field(strict=False), BeforeValidator(_list)
-    ] = Field(
+    alarm: Annotated[tuple[Bounding, ...], Field(strict=False), BeforeValidator(_list)] = Field(
         default=(),
         description="How far a figure may move before it is said, as in refusal_rate=0.05; may be given several times.",
     )

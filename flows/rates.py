@@ -24,7 +24,7 @@ def _stage(counts: Json) -> Iterator[tuple[str, str, int, int]]:
     if "by_principle" in counts:
         yield "rows", "changed", counts["changed"], kept
         for name, one in counts["by_principle"].items():
-            yield "found broken", name, one["found_broken"], one["applied"]
+            yield "criticised", name, one["found_broken"], one["applied"]
             yield "answer changed", name, one["changed"], one["applied"]
     if "verdicts" in counts:
         yield "pairs", "decided", counts["decided"], kept

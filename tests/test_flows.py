@@ -77,7 +77,9 @@ def test_a_pipeline_run_into_another_folder_is_no_version_of_the_nightly_dataset
     assert mine.exporting().out == "mine-dataset"
 
 
-@pytest.mark.parametrize("wrong", [{"rounds": 9}, {"gate": "perhaps"}, {"temperature": -1}, {"rounds": "two"}])
+@pytest.mark.parametrize(
+    "wrong", [{"rounds": 9}, {"gate": "perhaps"}, {"temperature": -1}, {"rounds": "two"}, {"alarm": ["x=1"]}]
+)
 def test_bad_parameters_are_refused_before_a_run_starts(wrong: dict[str, Any]):
     with pytest.raises(ParameterTypeError, match=next(iter(wrong))):
         revise.validate_parameters({"prompts": "p", "out": "o", **wrong})
@@ -107,7 +109,7 @@ async def test_a_flow_run_writes_the_tables_and_leaves_progress_and_a_summary(tm
     assert "</html>" in page.read_text() and page.as_uri() in str(artifacts["cai-report"].data)
     rates = {(row["what"], row["name"]): row for row in json.loads(str(artifacts["cai-revise-rates"].data))}
     assert rates["rows", "kept"] == {"what": "rows", "name": "kept", "count": 10, "of": 10, "share": "100.0 %"}
-    assert sum(row["of"] for (what, _), row in rates.items() if what == "found broken") >= 10
+    assert sum(row["of"] for (what, _), row in rates.items() if what == "criticised") >= 10
     assert "`trajectories/part-00002.parquet` | 2 |" in str(artifacts["cai-revise-files"].data)
     assert (tmp_path / "run").as_uri() in str(artifacts["cai-revise-folder"].data)
     again = await revise(prompts=str(prompts), out=str(tmp_path / "run"), engine="scripted", shard_rows=4)

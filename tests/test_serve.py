@@ -124,6 +124,7 @@ def test_a_port_that_is_taken_is_named_before_anything_is_started(served: Served
         ("revise", {"rounds": 9}, "9 is greater than the maximum of 8"),
         ("revise", {"ronds": 1}, "'ronds' was unexpected"),
         ("revise", {"gate": "perhaps"}, "'perhaps' is not one of"),
+        ("revise", {"alarm": ["refusal=0.1"]}, "'refusal=0.1' does not match"),
         ("pipeline", {"min_accuracy": 2}, "2 is greater than the maximum of 1"),
         ("export", {"run": None}, "None is not of type 'string'"),
     ],
