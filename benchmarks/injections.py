@@ -40,7 +40,8 @@ from cai.rows import Label, Message, Pair
 from cai.runner import InFlight
 from cai.sandbox import fence
 from cai.scores import rate
-from cai.settings import CalibrateSettings, load_settings
+from cai.settings import CalibrateSettings
+from cai.settings_load import load_settings
 from cai.store import Json
 from cai.templates import JUDGE, Templates, load_templates
 

@@ -23,7 +23,8 @@ from cai.gold import a_is_gold
 from cai.label import label, log_odds, soft_label
 from cai.progress import Progress
 from cai.rows import Verdict
-from cai.settings import CalibrateSettings, load_settings
+from cai.settings import CalibrateSettings
+from cai.settings_load import load_settings
 from cai.stages import calibrate_stage
 from cai.store import Json, open_run
 from cai.temperature import gather

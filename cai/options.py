@@ -6,7 +6,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
-from cai.settings import Settings, load_settings, option_of
+from cai.settings import Settings
+from cai.settings_load import load_settings, option_of
 
 
 def with_settings(kind: type[Settings]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

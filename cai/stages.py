@@ -7,7 +7,6 @@ the engines if anything is, and only then write.
 import asyncio
 import json
 import os
-import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,17 +46,16 @@ from cai.rows import Drop, Pair, Row, shortenable
 from cai.runner import Here, Shards, Tables, Team, Watch, Work
 from cai.settings import (
     CalibrateSettings,
-    Comparing,
     ConstitutionTestSettings,
-    EngineSettings,
     ExportSettings,
     GenerateSettings,
     GoldSettings,
-    JudgeSettings,
     LabelSettings,
     ReviseSettings,
-    option_of,
 )
+from cai.settings_engine import EngineSettings
+from cai.settings_load import repeat
+from cai.settings_parts import Comparing, JudgeSettings
 from cai.signing import read_private_key
 from cai.store import Json, Run, open_run
 from cai.sums import stray
@@ -231,24 +229,6 @@ async def export_stage(settings: ExportSettings, watch: Watch) -> Dataset:
 
     # A thread cannot be broken off: it looks between its steps whether it shall go on, and leaves no folder if not.
     return await in_thread(make, stop=stopped.set)
-
-
-def repeat(command: str, settings: ExportSettings) -> str:
-    """The command that means these settings, for a person to give again."""
-    first: str = getattr(settings, settings.positional)
-    told = [f"./{first}" if first.startswith("-") else first]
-    for name, field in type(settings).model_fields.items():
-        value: Any = getattr(settings, name)
-        # Where somebody keeps a key is nobody's business, and the same data come of it.
-        if name in (settings.positional, "sign") or value == field.default:
-            continue
-        option = option_of(type(settings), name)
-        if isinstance(value, bool):
-            told.append(option if value else f"--no-{option[2:]}")
-        else:
-            for one in value if isinstance(value, tuple) else (value,):
-                told += [option, str(one)]
-    return shlex.join([*command.split(), *told])
 
 
 def check_judge(figures: Json, settings: GoldSettings) -> None:

@@ -22,7 +22,9 @@ from pydantic.fields import FieldInfo
 from cai.cli import run_cli
 from cai.errors import BadInput, CaiError, brief
 from cai.options import chosen, with_settings
-from cai.settings import EngineSettings, Settings, load_settings
+from cai.settings import Settings
+from cai.settings_engine import EngineSettings
+from cai.settings_load import load_settings
 from cai.stages import Outcome
 from flows.watch import FlowWatch
 

@@ -22,8 +22,8 @@ from cai.settings import (
     PipelineSettings,
     ReviseSettings,
     Settings,
-    load_settings,
 )
+from cai.settings_load import load_settings
 from cai.templates import VARIABLES
 from flows.automations import automations
 from flows.deploy import deploy

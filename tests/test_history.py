@@ -18,7 +18,8 @@ from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput
 from cai.figures import Mean
 from cai.history import History
-from cai.settings import GenerateSettings, LabelSettings, ReviseSettings, load_settings
+from cai.settings import GenerateSettings, LabelSettings, ReviseSettings
+from cai.settings_load import load_settings
 from cai.stages import Outcome, generate_stage, label_stage, revise_stage
 from cai.store import Json, Run, open_run
 from tests.conftest import Quiet, table_bytes, write_jsonl

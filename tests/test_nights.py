@@ -17,7 +17,8 @@ from cai.cli import cai, run_cli
 from cai.engines import Request
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.pipeline import Finished, pipeline
-from cai.settings import PipelineSettings, load_settings
+from cai.settings import PipelineSettings
+from cai.settings_load import load_settings
 from tests.conftest import Quiet, write_jsonl
 from tests.test_history import REFUSAL
 from tests.test_versions import where

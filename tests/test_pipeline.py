@@ -14,7 +14,8 @@ from cai.engines import Engine, Request, Spec, open_engine, scripted
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput, CheckFailed
 from cai.pipeline import Finished, pipeline
-from cai.settings import CalibrateSettings, PipelineSettings, load_settings
+from cai.settings import CalibrateSettings, PipelineSettings
+from cai.settings_load import load_settings
 from cai.stages import calibrate_stage
 from cai.store import open_run
 from tests.conftest import Quiet, played_by, write_jsonl

@@ -9,7 +9,8 @@ from cai.constitution import check_constitution, load_constitution
 from cai.engines import Spec, open_engine
 from cai.errors import BadInput
 from cai.plain_yaml import LONGEST, read_yaml
-from cai.settings import ReviseSettings, load_settings
+from cai.settings import ReviseSettings
+from cai.settings_load import load_settings
 from cai.templates import load_templates
 from tests.test_constitution import GOOD
 

@@ -19,7 +19,8 @@ import pytest
 from cai.engines import Spec, open_engine
 from cai.errors import BadInput, CaiError, EngineGaveUp, RequestRefused
 from cai.rows import Message
-from cai.settings import GenerateSettings, load_settings
+from cai.settings import GenerateSettings
+from cai.settings_load import load_settings
 from cai.stages import generate_stage
 from cai.store import open_run
 from tests.conftest import Quiet, write_jsonl

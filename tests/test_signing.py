@@ -26,8 +26,9 @@ from cai.cli import cai
 from cai.errors import BadInput, CheckFailed
 from cai.findings import Findings
 from cai.settings import ExportSettings, PipelineSettings
+from cai.settings_load import repeat
 from cai.signing import PrivateKey, read_private_key, read_public_key, sign
-from cai.stages import export_stage, repeat
+from cai.stages import export_stage
 from cai.store import Run
 from cai.verify import check_signature, verify
 from tests.conftest import Quiet

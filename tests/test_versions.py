@@ -20,8 +20,8 @@ from cai.hygiene import prompt_key
 from cai.options import chosen
 from cai.rows import as_messages
 from cai.settings import ExportSettings
+from cai.settings_load import repeat
 from cai.splits import split_of
-from cai.stages import repeat
 from cai.store import Json
 from cai.versions import CHANGES
 from tests.faults import Disk
