@@ -26,7 +26,8 @@ from typing import Any
 from benchmarks.overhead import peak_mb
 from benchmarks.runs import Silent, write_prompts
 from cai.settings import ReviseSettings
-from cai.stages import Outcome, revise_stage
+from cai.stage_run import Outcome
+from cai.stages import revise_stage
 from cai.store import open_run
 
 

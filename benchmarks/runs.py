@@ -16,7 +16,8 @@ from cai.engines import Engine, Kept
 from cai.errors import CaiError
 from cai.journal import Tally
 from cai.settings import ReviseSettings
-from cai.stages import Outcome, revise_stage
+from cai.stage_run import Outcome
+from cai.stages import revise_stage
 
 
 def run_variants(

@@ -29,15 +29,8 @@ from cai.settings import (
     PipelineSettings,
     ReviseSettings,
 )
-from cai.stages import (
-    Dataset,
-    Outcome,
-    calibrate_stage,
-    export_stage,
-    generate_stage,
-    label_stage,
-    revise_stage,
-)
+from cai.stage_run import Outcome
+from cai.stages import Dataset, calibrate_stage, export_stage, generate_stage, label_stage, revise_stage
 from cai.stop import run_until_stopped
 from cai.store import Json
 from cai.texts import visible, visible_json

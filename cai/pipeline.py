@@ -14,16 +14,8 @@ from cai.once import read_once
 from cai.runner import Watch
 from cai.settings import CalibrateSettings, ExportSettings, LabelSettings, PipelineSettings, ReviseSettings
 from cai.signing import read_private_key
-from cai.stages import (
-    Dataset,
-    Outcome,
-    calibrate_stage,
-    check_judge,
-    check_label,
-    export_stage,
-    label_stage,
-    revise_stage,
-)
+from cai.stage_run import Outcome
+from cai.stages import Dataset, calibrate_stage, check_judge, check_label, export_stage, label_stage, revise_stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from rich.text import Text
 from cai.audit import TABLES, examples
 from cai.report.doubts import judge_doubts
 from cai.report.doubts import share as share_of_mass
-from cai.stages import Dataset, Outcome
+from cai.stage_run import Outcome
+from cai.stages import Dataset
 from cai.store import Json, open_run
 from cai.texts import visible
 

@@ -21,7 +21,7 @@ from cai.label import Judged
 from cai.replay import CannotRebuild, Texts, kept_texts, work_again
 from cai.rows import Label, Pair, Row, as_messages
 from cai.seal import Json
-from cai.stages import code_sha
+from cai.stage_run import code_sha
 from cai.store import Run, record_of
 
 Found = tuple[str, str]

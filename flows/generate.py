@@ -7,7 +7,8 @@ from prefect.cache_policies import NO_CACHE
 
 from cai.cli import print_result
 from cai.settings import GenerateSettings
-from cai.stages import Outcome, generate_stage
+from cai.stage_run import Outcome
+from cai.stages import generate_stage
 from flows.shared import engine_slot, load_api_key, main, parameters_of, settings_of, watched
 from flows.watch import announce_outcome
 

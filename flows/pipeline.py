@@ -9,7 +9,8 @@ from prefect.cache_policies import NO_CACHE
 from cai.cli import print_finished
 from cai.pipeline import Finished, in_order
 from cai.settings import CalibrateSettings, ExportSettings, PipelineSettings
-from cai.stages import Dataset, Outcome, calibrate_stage, check_judge
+from cai.stage_run import Outcome
+from cai.stages import Dataset, calibrate_stage, check_judge
 from flows.export import dataset
 from flows.label import labels
 from flows.revise import trajectories

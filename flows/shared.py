@@ -25,7 +25,7 @@ from cai.options import chosen, with_settings
 from cai.settings import Settings
 from cai.settings_engine import EngineSettings
 from cai.settings_load import load_settings
-from cai.stages import Outcome
+from cai.stage_run import Outcome
 from flows.watch import FlowWatch
 
 API_KEY_BLOCK = "cai-api-key"

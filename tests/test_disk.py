@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from cai import stages
 from cai.cli import cai, run_cli
 from cai.dataset import KIND
 from cai.engines import Request
@@ -25,6 +24,7 @@ from cai.errors import BadInput, CaiError, CannotWrite
 from cai.folder import refuse_other_files
 from cai.settings import ReviseSettings
 from cai.stages import revise_stage
+from cai.store import Run
 from tests.conftest import Quiet, journaled, played_by, table_bytes, write_jsonl
 from tests.faults import Disk
 from tests.small import STAGES, Asked, answer_by_script, before, revise
@@ -207,7 +207,7 @@ def test_what_another_put_under_the_name_of_a_scratch_file_is_not_written_to(
     folder, victim = before("revise", tmp_path / "a"), tmp_path / "victim"
     revise(before("revise", tmp_path / "b"))
     victim.write_text("somebody's")
-    real = stages.Run.belong
+    real = Run.belong
 
     def first_linked(run: Any, *given: Any) -> None:
         for name in SCRATCH:
@@ -216,7 +216,7 @@ def test_what_another_put_under_the_name_of_a_scratch_file_is_not_written_to(
             path.with_name(f".{path.name}.tmp").symlink_to(victim)
         real(run, *given)
 
-    monkeypatch.setattr(stages.Run, "belong", first_linked)
+    monkeypatch.setattr(Run, "belong", first_linked)
     revise(folder)
     assert victim.read_text() == "somebody's" and not scratch(folder)
     assert table_bytes(folder / "run") == table_bytes(tmp_path / "b" / "run") != {}
@@ -229,7 +229,7 @@ def test_nothing_is_added_to_a_file_through_a_link(
     folder, victim = before("revise", tmp_path / "a"), tmp_path / "victim"
     path = folder / "run" / name
     victim.write_text("somebody's")
-    real = stages.Run.belong
+    real = Run.belong
 
     def then_linked(run: Any, *given: Any) -> None:
         real(run, *given)
@@ -238,7 +238,7 @@ def test_nothing_is_added_to_a_file_through_a_link(
         path.symlink_to(victim)
 
     with monkeypatch.context() as patch, pytest.raises(CannotWrite) as told:
-        patch.setattr(stages.Run, "belong", then_linked)
+        patch.setattr(Run, "belong", then_linked)
         revise(folder)
     assert str(told.value).startswith(
         f"{path}: found a link where a file belongs, expected the file. Move the link away"

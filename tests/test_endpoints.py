@@ -22,7 +22,8 @@ from cai.engines.server import _Call  # type: ignore[reportPrivateUsage]
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
 from cai.ids import digest
 from cai.settings import ReviseSettings
-from cai.stages import Outcome, revise_stage
+from cai.stage_run import Outcome
+from cai.stages import revise_stage
 from cai.store import open_run
 from tests.conftest import Quiet, write_jsonl
 from tests.servers import BOOM, BREAKS, CLOSES, DRIPS, GATE, HANGS, Answer, Server, ask, call, chat, spec, well

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cai import stages
+from cai import stage_run, stages
 from cai.engines import Request
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput
@@ -20,7 +20,8 @@ from cai.figures import Mean
 from cai.history import History
 from cai.settings import GenerateSettings, LabelSettings, ReviseSettings
 from cai.settings_load import load_settings
-from cai.stages import Outcome, generate_stage, label_stage, revise_stage
+from cai.stage_run import Outcome
+from cai.stages import generate_stage, label_stage, revise_stage
 from cai.store import Json, Run, open_run
 from tests.conftest import Quiet, table_bytes, write_jsonl
 
@@ -110,11 +111,11 @@ def test_a_session_killed_at_its_end_is_told_of_once(nights: Nights, monkeypatch
 
     with monkeypatch.context() as patch:
         if moment == "before the figures":
-            patch.setattr(stages, "tell", die)
+            patch.setattr(stage_run, "tell", die)
         elif moment == "before the session's line":
             patch.setattr(Run, "add_session", die)
         else:
-            patch.setattr(stages, "Outcome", die)
+            patch.setattr(stage_run, "Outcome", die)
         with pytest.raises(Killed):
             nights.generate(6)
     assert len(nights.told()) == (moment == "after the figures")

@@ -19,15 +19,8 @@ from cai.settings import (
     LabelSettings,
     ReviseSettings,
 )
-from cai.stages import (
-    Outcome,
-    calibrate_stage,
-    check_judge,
-    constitution_stage,
-    generate_stage,
-    label_stage,
-    revise_stage,
-)
+from cai.stage_run import Outcome
+from cai.stages import calibrate_stage, check_judge, constitution_stage, generate_stage, label_stage, revise_stage
 from cai.store import Json, open_run
 from tests.conftest import Quiet, played_by, table_bytes, write_jsonl
 from tests.test_label import likes

@@ -97,7 +97,7 @@ def test_a_command_that_is_stopped_ends_soon_says_how_to_go_on_and_loses_nothing
 # A command in a process of its own, in which one thing never ends.
 STUCK = """
 import sys, time
-import cai.cli, cai.export, cai.stages, cai.stop
+import cai.cli, cai.export, cai.stage_run, cai.stop
 cai.stop.GRACE_SECONDS = 1.0
 def never(*_):
     open("stuck", "w").close()
@@ -112,7 +112,7 @@ cai.cli.main()
     ("command", "name", "never", "said"),
     [
         ("export", "cai.export.card", "time.sleep(1)", ANEW),  # in a thread, which nobody can break off
-        ("revise", "cai.stages.count_stage", "pass", KEPT),  # in the event loop, which hears of nothing then
+        ("revise", "cai.stage_run.count_stage", "pass", KEPT),  # in the event loop, which hears of nothing then
     ],
 )
 def test_a_command_that_does_not_come_to_its_end_is_ended_in_time(

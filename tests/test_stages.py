@@ -19,7 +19,8 @@ from cai.errors import BadInput, CheckFailed, EngineGaveUp, RequestRefused
 from cai.ids import file_digest
 from cai.screen import print_report
 from cai.settings import GenerateSettings, ReviseSettings
-from cai.stages import Outcome, generate_stage, revise_stage
+from cai.stage_run import Outcome
+from cai.stages import generate_stage, revise_stage
 from cai.store import Run, open_run
 from tests.conftest import Quiet, played_by, table_bytes, write_jsonl
 
