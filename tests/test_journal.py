@@ -3,6 +3,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,8 +157,10 @@ def folder_gone(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [other_lines, cut, Path.unlink, folder_gone])
 def test_a_run_that_changes_while_it_is_reused_never_answers_for_another_call(
-    tmp_path: Path, change: Callable[[Path], None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
 ):
+    # The seconds that a call took stand in its line: with all equal, so are the lines' lengths.
+    monkeypatch.setattr("cai.journal.time", SimpleNamespace(monotonic=lambda: 0.0))
     requests = [replace(REQUEST, seed=seed) for seed in (1, 2)]
     path, said = tmp_path / "old" / "journal" / "part-00000.jsonl", list[str]()
     ask(path, ScriptedEngine(lambda request: f"answer {request.seed}"), *requests)

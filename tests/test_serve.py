@@ -64,6 +64,11 @@ class Served:
         found = self.api("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run]}}})
         return {artifact["key"]: artifact for artifact in found}
 
+    def events(self, out: Path) -> list[tuple[str, Any]]:
+        """Those that cai has sent of a run, in their order; they come a moment after the run's end."""
+        found = self.api("/events/filter", {"filter": {"event": {"prefix": ["cai."]}}, "limit": 50})["events"]
+        return [(one["event"], one["payload"]) for one in reversed(found) if one["payload"]["run"] == str(out)]
+
     def log(self) -> str:
         return "".join(path.read_text()[-3000:] for path in self.home.glob("*.log"))
 
@@ -176,12 +181,8 @@ def test_a_run_of_revise_writes_what_the_command_writes_and_is_labelled_and_expo
     assert served.flow_runs()[f"label {out}"]["state_type"] == "COMPLETED"
     assert load_dataset(f"{out}-dataset/v0001", "sft", split="train").num_rows > 0
 
-    def events() -> list[tuple[str, Any]]:  # which come a moment after the run's end
-        found = served.api("/events/filter", {"filter": {"event": {"prefix": ["cai."]}}, "limit": 50})["events"]
-        return [(one["event"], one["payload"]) for one in reversed(found) if one["payload"]["run"] == str(out)]
-
-    until(lambda: "cai.export.finished" in dict(events()))
-    told = events()
+    until(lambda: "cai.export.finished" in dict(served.events(out)))
+    told = served.events(out)
     shards = [payload for event, payload in told if event == "cai.shard.finished" and payload["stage"] == "revise"]
     assert [(one["done"], one["rows"]) for one in shards][-1] == (12, 12) and len(shards) == 2
     finished = {event: payload for event, payload in told if event != "cai.shard.finished"}
@@ -198,9 +199,8 @@ def test_a_run_of_the_pipeline_labels_and_exports_once(served: Served, tmp_path:
     name = f"pipeline redteam into {out}"
     artifacts = served.artifacts(served.flow_runs()[name]["id"])
     assert {"cai-revise-summary", "cai-label-summary", "cai-label-rates", "cai-export-card"} <= set(artifacts)
-    events = served.api("/events/filter", {"filter": {"event": {"prefix": ["cai."]}}, "limit": 50})["events"]
-    told = {one["event"] for one in events if one["payload"]["run"] == str(out)}
-    assert told == {"cai.shard.finished", "cai.pipeline.finished"}
+    until(lambda: "cai.pipeline.finished" in dict(served.events(out)))
+    assert set(dict(served.events(out))) == {"cai.shard.finished", "cai.pipeline.finished"}
     assert [run for run in served.flow_runs() if str(out) in run] == [name]
 
 
