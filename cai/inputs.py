@@ -42,6 +42,11 @@ class Chunk:
     def sha(self) -> str:
         return digest(list(self.digests))
 
+    @property
+    def places(self) -> str:
+        """Where the items were read, and what else of them may be another though they are the same."""
+        return digest([_place_of(item) for item in self.items])[:16]
+
 
 class Prompts:
     """A prompt source. Iterating over `chunks` reads it anew each time."""
@@ -217,6 +222,10 @@ def content_of(item: Row | Pair | Drop) -> str:
     if isinstance(item, Row):
         return digest([item.row_id, turns, item.extra])[:16]
     return digest([item.pair_id, turns, item.a, item.b, item.a_from, item.b_from])[:16]
+
+
+def _place_of(item: Row | Pair | Drop) -> list[str | int]:
+    return [item.source, item.row_id, item.detail] if isinstance(item, Drop) else [item.source, item.position]
 
 
 def _printable(text: str) -> str:

@@ -195,7 +195,7 @@ class Shards:
     async def _finish(self, shard: "Shard") -> None:
         drops = [result for result in shard.results if isinstance(result, Drop)]
         rows = [result for result in shard.results if not isinstance(result, Drop)]
-        mark = ShardMark(self._settings_sha, shard.chunk.digests, len(drops))
+        mark = ShardMark(self._settings_sha, shard.chunk.digests, len(drops), shard.chunk.places)
         index = shard.chunk.index
         shard.open.close()
         made = self._tables(rows)

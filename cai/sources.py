@@ -48,11 +48,16 @@ def _nested_over(value: object, depth: int) -> bool:
     return isinstance(value, list | tuple) and (depth == 0 or any(_nested_over(one, depth - 1) for one in value))
 
 
+def file_of(spec: str) -> Path | None:
+    """The file that a spec means, whether it is there or not; None if it means a dataset."""
+    return None if spec.startswith("datasets:") else find_shipped("data/prompts", spec, ".jsonl") or Path(spec)
+
+
 def _records(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:
-    if spec.startswith("datasets:"):
+    path = file_of(spec)
+    if path is None:
         yield from _datasets(spec)
         return
-    path = find_shipped("data/prompts", spec, ".jsonl") or Path(spec)
     readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet, ".csv": _csv}
     if path.suffix not in readers:
         remedy = "Convert it, or give datasets:NAME." if path.exists() else "Check the path."

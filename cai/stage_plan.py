@@ -6,9 +6,11 @@ Nothing is asked here, and nothing written.
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from cai.as_read import file_as_read
 from cai.audit import TABLES
 from cai.engines import Engine
 from cai.errors import BadInput
@@ -19,6 +21,7 @@ from cai.rows import Drop
 from cai.settings_engine import EngineSettings
 from cai.store import Json, Run
 from cai.sums import stray
+from cai.threads import in_thread
 
 
 class Source(Protocol):
@@ -58,6 +61,9 @@ class Plan:
 
     `good` of the rows can be worked on; `sizes` are the rows of each shard; `gone` are shards that are there and
     have no rows any more; `strays` are somebody else's files, in the place of shards that are still to be made.
+
+    `file` is the file of the source as it was read, None where it is none. `other_places` are finished shards whose
+    rows are the same, but were read in another place: the source has another name, or other lines between them.
     """
 
     rows: int
@@ -68,6 +74,8 @@ class Plan:
     gone: Sequence[int]
     strays: Sequence[Path]
     prompts_sha: str
+    file: Json | None
+    other_places: Sequence[int]
 
     def to_do(self) -> bool:
         return bool(self.open_chunks or self.gone)
@@ -85,7 +93,10 @@ async def make_plan(run: Run, stage: Stage, settings_sha: str, source: Source, a
     rows, finished_rows, good = 0, 0, 0
     open_chunks: dict[int, str] = {}
     sizes: dict[int, int] = {}
+    other_places: list[int] = []
     shas: list[str] = []
+    read_file = partial(in_thread, partial(file_as_read, source.spec if source.made_of is None else None))
+    file = await read_file()
     first_drop: Drop | None = None
     for chunk in source.chunks(stage.shard_rows):
         await asyncio.sleep(0)  # so that a signal is heeded also in a long source
@@ -103,6 +114,8 @@ async def make_plan(run: Run, stage: Stage, settings_sha: str, source: Source, a
                 raise BadInput(source.spec, found, "the same rows, or more behind them", _elsewhere(stage))
         if mark is not None and mark.inputs == chunk.digests and mark.settings_sha == settings_sha:
             finished_rows += len(chunk.items)
+            if mark.places != chunk.places:
+                other_places.append(chunk.index)
         else:
             open_chunks[chunk.index] = chunk.sha
     if rows == 0:
@@ -119,7 +132,9 @@ async def make_plan(run: Run, stage: Stage, settings_sha: str, source: Source, a
     gone = [index for index in run.finished_shards(tables[-1]) if index >= len(shas)]
     if gone and not anew:
         raise _too_few(stage, source.spec, rows)
-    return Plan(rows, good, finished_rows, sizes, open_chunks, gone, strays, digest(shas))
+    if file != await read_file():  # somebody has written into it meanwhile
+        file = None
+    return Plan(rows, good, finished_rows, sizes, open_chunks, gone, strays, digest(shas), file, other_places)
 
 
 def _too_few(stage: Stage, spec: str, rows: int) -> BadInput:

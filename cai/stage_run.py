@@ -14,6 +14,7 @@ from cai import calls, ids
 from cai import label as label_module
 from cai import revise as revise_module
 from cai.actors import Actors
+from cai.as_read import reader_sha
 from cai.audit import TABLES, cost, count_stage
 from cai.calls import Ask
 from cai.engines import kind_of
@@ -191,6 +192,9 @@ def _manifest_entry(run: Run, stage: Stage, source: Source, plan: Plan, belongs:
             "rows": plan.rows,
             "sha": plan.prompts_sha,
             "made_of": source.made_of,
+            "file": plan.file,
+            "read_by": reader_sha(),
+            "other_places": list(plan.other_places),
         },
         "versions": _versions(stage),
         "code_sha": code_sha(),

@@ -56,11 +56,15 @@ _OTHER_FILES = "other files"
 
 @dataclass(frozen=True, slots=True)
 class ShardMark:
-    """What a shard's footer says of it: which settings and inputs made it, and how many of its records were dropped."""
+    """What a shard's footer says of it: which settings and inputs made it, and how many of its records were dropped.
+
+    `places` is the digest of where the inputs were read, see `inputs.Chunk`; earlier versions wrote none.
+    """
 
     settings_sha: str
     inputs: tuple[str, ...]
     dropped: int
+    places: str | None = None
 
 
 def to_table(rows: Sequence[object], table: str) -> Any:
@@ -201,7 +205,8 @@ class Run:
             self._sums.check(path)
             try:
                 said = json.loads((pq.read_schema(path).metadata or {})[b"cai"])
-                marks.append(ShardMark(said["settings_sha"], tuple(said["inputs"]), said["dropped"]))
+                told = said["settings_sha"], tuple(said["inputs"]), said["dropped"], said.get("places")
+                marks.append(ShardMark(*told))
             except (pa.ArrowException, KeyError, ValueError, OSError) as error:
                 raise damaged_shard(path, error) from error
         mark, drops = marks[-1], self.drops(stage, index)
@@ -402,9 +407,13 @@ class Run:
     def dropped(self, stage: str, table: str) -> Iterator[Json]:
         """The drops of a stage, in input order; those of shards that are not finished do not count yet."""
         for index in self.finished_shards(table):
-            if self.drops(stage, index).exists():
-                self._sums.check(self.drops(stage, index))
-                yield from _read(self.drops(stage, index), None)
+            yield from self.shard_drops(stage, index)
+
+    def shard_drops(self, stage: str, index: int) -> Iterator[Json]:
+        """The drops of one shard."""
+        if self.drops(stage, index).exists():
+            self._sums.check(self.drops(stage, index))
+            yield from _read(self.drops(stage, index), None)
 
 
 def open_run(folder: str) -> Run:

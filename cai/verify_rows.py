@@ -1,18 +1,17 @@
 """What the tables of a run say, against each other and against what else the run keeps.
 
-    each shard   its rows and drops are as many as it read, they are the ones that it read, of the settings of its stage
+    each shard   its rows and drops are as many as it read, of the settings of its stage
     each row     its calls are in the journal, and what they said stands in the row
     each stage   kept + dropped = read, and all other numbers of the manifest, counted anew
 
-and, see `verify_again`, each row is worked out once more from what the model has answered. One shard at a time is in
-memory.
+and each row and drop is held against what was read, see `verify_read`, and worked out once more from what the model has
+answered, see `verify_again`. One shard at a time is in memory.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -22,32 +21,13 @@ from cai.audit import TABLES, count_stage
 from cai.errors import BadInput
 from cai.findings import Findings
 from cai.ids import digest
-from cai.inputs import content_of
-from cai.journal import Entry, read_entries
-from cai.pairs import RunPairs, made_of
+from cai.journal import read_entries
 from cai.review import Answers, answers_given
-from cai.rows import Pair, Row
 from cai.seal import Json
 from cai.store import Run
-from cai.verify_again import Again, again, item_of
-
-
-@dataclass(slots=True)
-class _Shard:
-    """A shard whose files are all as they were written, with its footer and its part of the journal."""
-
-    run: Run
-    stage: str
-    index: int
-    mark: Json
-    entries: Mapping[str, Entry]
-    answers: Answers | None
-
-    def rows(self, table: str) -> list[Json]:
-        return list(self.run.shard_records(table, self.index))
-
-    def place(self, table: str) -> str:
-        return f"{table}/part-{self.index:05d}.parquet"
+from cai.verify_again import again
+from cai.verify_read import Reading, Shard
+from cai.verify_source import reread
 
 
 def check_rows(run: Run, stage: str, sound: set[str], findings: Findings) -> None:
@@ -62,21 +42,24 @@ def check_rows(run: Run, stage: str, sound: set[str], findings: Findings) -> Non
         remade = None
     answers = _answers(run, stage, entry is not None, findings)
     read: list[str] = []
+    reading = Reading(reread(run, stage, entry, findings), remade, findings)
+    indexes = run.finished_shards(tables[-1])
     with remade.loop if remade is not None else nullcontext():
-        for index in run.finished_shards(tables[-1]):
+        for index in indexes:
             shard = _opened(run, stage, index, sound, answers)
             if shard is None:
                 skipped = True
                 continue
             read.append(digest(list(shard.mark["inputs"])))
-            _check_shard(shard, belongs, entry is not None, remade, findings)
+            _check_shard(shard, belongs, entry is not None, reading, index == indexes[-1])
+    reading.end(stage, skipped)
     if skipped:
         findings.note(f"cai {stage}: shards of which a file is not what was written were not looked into.")
     elif entry is not None:
         _check_counts(run, stage, entry, read, findings)
 
 
-def _opened(run: Run, stage: str, index: int, sound: set[str], answers: Answers | None) -> _Shard | None:
+def _opened(run: Run, stage: str, index: int, sound: set[str], answers: Answers | None) -> Shard | None:
     """A shard; None if one of its files is not as it was written."""
     tables, drops = TABLES[stage], run.drops(stage, index)
     names = [f"{table}/part-{index:05d}.parquet" for table in tables]
@@ -86,11 +69,12 @@ def _opened(run: Run, stage: str, index: int, sound: set[str], answers: Answers 
         return None
     mark: Json = json.loads((pq.read_schema(run.shard(tables[-1], index)).metadata or {})[b"cai"])
     segment = run.folder / "journal" / f"part-{index:05d}.jsonl"
-    return _Shard(run, stage, index, mark, {one["key"]: one for one in read_entries(segment)}, answers)
+    return Shard(run, stage, index, mark, {one["key"]: one for one in read_entries(segment)}, answers)
 
 
-def _check_shard(shard: _Shard, belongs: Json, finished: bool, remade: Again | None, findings: Findings) -> None:
+def _check_shard(shard: Shard, belongs: Json, finished: bool, reading: Reading, is_last: bool) -> None:
     run, stage, inputs = shard.run, shard.stage, shard.mark["inputs"]
+    remade, findings = reading.remade, reading.findings
     last = TABLES[stage][-1]
     if finished:
         findings.same(shard.place(last), shard.mark["settings_sha"], digest(belongs), "rows of the settings")
@@ -100,7 +84,7 @@ def _check_shard(shard: _Shard, belongs: Json, finished: bool, remade: Again | N
     judged = last == "labels"
     kept = shard.rows("pairs" if judged else last)
     findings.same(shard.place(last), len(kept) + dropped, len(inputs), "rows and drops, together")
-    _check_inputs(shard, [item_of(row) for row in kept], finished, findings)
+    reading.check(shard, "pairs" if judged else last, kept, is_last)
     verdicts: dict[str, list[Json]] = {}
     labels: list[Json] = []
     if judged:
@@ -130,17 +114,6 @@ def _called(row: Json) -> str:
     return f"'{row['pair_id']}'" if "pair_id" in row else f"'{row['row_id']}'"
 
 
-def _check_inputs(shard: _Shard, items: Sequence[Row | Pair], finished: bool, findings: Findings) -> None:
-    """Each row is one of those that the shard read, in their order."""
-    place, left = shard.place(TABLES[shard.stage][-1]), iter(shard.mark["inputs"])
-    for item in items:
-        sha = content_of(item)
-        if not any(sha == one for one in left):
-            named = item.pair_id if isinstance(item, Pair) else item.row_id
-            findings.differ(f"{place}, '{named}'", "a prompt or answers that it was not made of", "what the shard read")
-            return
-
-
 def _answers(run: Run, stage: str, finished: bool, findings: Findings) -> Answers | None:
     """What people have said of each pair; None where the answers are not entered yet, or cannot be read."""
     if stage != "label" or not finished:
@@ -152,7 +125,7 @@ def _answers(run: Run, stage: str, finished: bool, findings: Findings) -> Answer
         return None
 
 
-def _check_reviewed(shard: _Shard, pairs: Sequence[Json], labels: Sequence[Json], findings: Findings) -> None:
+def _check_reviewed(shard: Shard, pairs: Sequence[Json], labels: Sequence[Json], findings: Findings) -> None:
     """What a label says that a person said of the pair stands in reviews.jsonl, and the other way round."""
     if shard.answers is None:
         return
@@ -164,7 +137,7 @@ def _check_reviewed(shard: _Shard, pairs: Sequence[Json], labels: Sequence[Json]
             findings.differ(f"{shard.place('labels')}, {_called(pair)}", found, expected)
 
 
-def _check_origin(shard: _Shard, row: Json, belongs: Json, findings: Findings) -> None:
+def _check_origin(shard: Shard, row: Json, belongs: Json, findings: Findings) -> None:
     """Models, texts and seed that a row names are its stage's."""
     models, texts = belongs["models"], belongs["texts"]
     wanted = {
@@ -180,7 +153,7 @@ def _check_origin(shard: _Shard, row: Json, belongs: Json, findings: Findings) -
 # Calls
 
 
-def _check_calls(shard: _Shard, row: Json, findings: Findings) -> None:
+def _check_calls(shard: Shard, row: Json, findings: Findings) -> None:
     """Every call that a row names is in the journal, with the answer that the row has of it."""
     for what, key, text in _calls(row):
         place = f"journal/part-{shard.index:05d}.jsonl"
@@ -237,26 +210,3 @@ def _check_counts(run: Run, stage: str, entry: Json, read: Sequence[str], findin
     findings.looked["counts"] += len(told if same_version else always)
     reasons = Counter(drop["stage"] for drop in run.dropped(stage, TABLES[stage][-1]))
     findings.same(f"drops of cai {stage}", dict(reasons), {stage: reasons.total()} if reasons else {}, "drops by stage")
-    if stage == "label":
-        _check_pairs(run, entry, findings)
-
-
-def _check_pairs(run: Run, entry: Json, findings: Findings) -> None:
-    """The pairs that were judged are those that the run's answers make."""
-    prompts = entry.get("prompts", {})
-    try:
-        if prompts.get("made_of") != made_of(run):
-            findings.note(
-                "cai label: the run has other rows than it was labelled with, so the pairs were not made anew."
-            )
-            return
-        source = RunPairs(run, entry["settings"]["pairs"], prompts.get("limit"))
-        for chunk in source.chunks(1):
-            path = run.shard("labels", chunk.index)
-            mark: Json = json.loads((pq.read_schema(path).metadata or {})[b"cai"]) if path.is_file() else {}
-            if list(chunk.digests) != mark.get("inputs"):
-                place = f"pairs/part-{chunk.index:05d}.parquet"
-                findings.differ(place, "other pairs than the run's answers make", "these, in their order")
-            findings.looked["pairs made anew"] += len(chunk.items)
-    except BadInput as error:
-        findings.note(f"cai label: the pairs were not made anew ({error.place}: {error.found}).")

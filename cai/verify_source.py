@@ -1,0 +1,148 @@
+"""What a stage of a run has read, read once more.
+
+    generate, revise, calibrate    the file of prompts or gold pairs, if it is where it was
+    label                          the answers of the run itself
+    a test of a constitution       the examples in the run's copy of it
+
+A file may have been edited since, or have grown, or another one may have its name where `cai verify` is given. Only if
+the bytes that were read are still there, and this code would read them as it was read, is what differs a difference.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from cai.as_read import reader_sha, still_has
+from cai.errors import BadInput
+from cai.findings import Findings
+from cai.gold import ConstitutionPairs, GoldPairs
+from cai.inputs import Chunk, Prompts
+from cai.kept import kept_constitution
+from cai.pairs import RunPairs, made_of
+from cai.rows import Drop, Pair, Row
+from cai.seal import Json
+from cai.sources import file_of
+from cai.store import Run
+
+Item = Row | Pair | Drop
+
+
+class _Source(Protocol):
+    def chunks(self, records_in_chunk: int) -> Iterator[Chunk]: ...
+
+
+@dataclass(slots=True)
+class Reread:
+    """What the shards of a stage read, one after another.
+
+    `called` names the source in a sentence, `counted` what it gives. `doubt` says why a difference from it is none of
+    the run's; "" if it is one. `whole` says that it gives nothing behind the last shard. `moved` are shards that were
+    read in another place before, of which only what the items say is compared. `principles` judge a pair, by pair_id.
+    """
+
+    called: str
+    counted: str
+    chunks: Iterator[Chunk]
+    doubt: str
+    whole: bool
+    moved: frozenset[int]
+    principles: Mapping[str, tuple[str, ...]]
+
+    def items(self, index: int, findings: Findings) -> tuple[Item, ...] | None:
+        """What a shard read; the shards are asked for in their order."""
+        chunk = self._next(findings)
+        while chunk is not None and chunk.index < index:
+            chunk = self._next(findings)
+        return chunk.items if chunk is not None and chunk.index == index else None
+
+    def is_over(self, findings: Findings) -> bool:
+        """Whether nothing is left."""
+        return self._next(findings) is None
+
+    def _next(self, findings: Findings) -> Chunk | None:
+        try:
+            return next(self.chunks, None)
+        except BadInput as error:
+            findings.note(f"{self.called} was not read any further ({error.place}: {error.found}).")
+            return None
+
+
+def reread(run: Run, stage: str, entry: Json | None, findings: Findings) -> Reread | None:
+    """What a stage has read; None, with a note, where it is not there."""
+    if entry is None:  # where it reads from is written down when it is finished
+        return None
+    try:
+        return _opened(run, stage, entry, findings)
+    except BadInput as error:
+        what = "the pairs were not made anew" if stage == "label" else "NOT CHECKED against its source"
+        findings.note(f"cai {stage}: {what} ({error.place}: {error.found}).")
+        return None
+
+
+def _opened(run: Run, stage: str, entry: Json, findings: Findings) -> Reread | None:
+    settings, told = entry["settings"], entry.get("prompts", {})
+    size, known = settings.get("shard_rows", 256), told.get("read_by") == reader_sha()
+    moved = frozenset[int](told.get("other_places", ()))
+    if moved:
+        numbers = ", ".join(map(str, sorted(moved)))
+        findings.note(f"cai {stage}: where the rows of shard {numbers} stand was not looked at: they were read before.")
+    if stage == "label":
+        if told.get("made_of") != made_of(run):
+            findings.note(
+                "cai label: the run has other rows than it was labelled with, so the pairs were not made anew."
+            )
+            return None
+        pairs = RunPairs(run, settings["pairs"], told.get("limit"))
+        if not known:
+            findings.note("cai label: another version of cai made the pairs; their prompts and answers were compared.")
+            moved = frozenset(run.finished_shards("labels"))
+        return Reread("the run's answers", "pairs made anew", pairs.chunks(1), "", True, moved, {})
+    if stage == "calibrate" and "shard_rows" not in settings and "source" in told:
+        examples = _examples(run, told["source"])
+        doubt = "" if known else f"another version of cai read {told['source']}"
+        chunks = examples.chunks(size)
+        return Reread(told["source"], "examples made anew", chunks, doubt, True, moved, examples.principles)
+    if "source" not in told:
+        findings.note(f"cai {stage}: NOT CHECKED against its source, which the manifest does not name.")
+        return None
+    path = _file(run, told["source"], told.get("file"))
+    if path is None:
+        why = f"{told['source']} is not there any more, seen from here or from a folder above the run"
+        why = f"{told['source']} is not fetched" if file_of(told["source"]) is None else why
+        findings.note(f"cai {stage}: NOT CHECKED against its source, since {why}.")
+        return None
+    source: _Source = GoldPairs(str(path), told.get("limit"), strict=False)
+    if stage != "calibrate":
+        source = Prompts(str(path), stage, told.get("limit"), settings.get("samples", 1), strict=False)
+    doubt = _doubt(path, told, known)
+    findings.step(f"cai {stage}: reading {path} once more beside it.")
+    whole = not doubt and path.stat().st_size == told["file"]["bytes"]
+    return Reread(str(path), "records read again", source.chunks(size), doubt, whole, moved, {})
+
+
+def _examples(run: Run, source: str) -> ConstitutionPairs:
+    constitution: Any = kept_constitution(run, "calibrate")
+    if constitution is None:
+        raise BadInput(source, "no copy of it in the run", "the constitution that was tested", "")
+    return ConstitutionPairs(replace(constitution, path=Path(source)))
+
+
+def _file(run: Run, spec: str, was: Json | None) -> Path | None:
+    """The file that a stage has read: with the bytes that it had, or else any that lies there."""
+    path = file_of(spec)
+    if path is None:
+        return None
+    places = [path, *(above / spec for above in run.folder.absolute().parents if not Path(spec).is_absolute())]
+    there = [place for place in places if os.path.isfile(place)]
+    return next((place for place in there if was is not None and still_has(place, was)), next(iter(there), None))
+
+
+def _doubt(path: Path, told: Json, known: bool) -> str:
+    """Why a difference from a file is none of the run's; "" if it is one."""
+    if told.get("file") is None:
+        return f"the manifest does not say what {path} was when it was read"
+    if not still_has(path, told["file"]):
+        return f"{path} is not what it was when it was read"
+    return "" if known else f"another version of cai, of Python or of a library read {path}"
