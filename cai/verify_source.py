@@ -107,7 +107,7 @@ def _opened(run: Run, stage: str, entry: Json, findings: Findings) -> Reread | N
     if "source" not in told:
         findings.note(f"cai {stage}: NOT CHECKED against its source, which the manifest does not name.")
         return None
-    path = _file(run, told["source"], told.get("file"))
+    path, is_as_it_was = _file(run, told["source"], told.get("file"))
     if path is None:
         why = f"{told['source']} is not there any more, seen from here or from a folder above the run"
         why = f"{told['source']} is not fetched" if file_of(told["source"]) is None else why
@@ -116,7 +116,11 @@ def _opened(run: Run, stage: str, entry: Json, findings: Findings) -> Reread | N
     source: _Source = GoldPairs(str(path), told.get("limit"), strict=False)
     if stage != "calibrate":
         source = Prompts(str(path), stage, told.get("limit"), settings.get("samples", 1), strict=False)
-    doubt = _doubt(path, told, known)
+    doubt = "" if known else f"another version of cai, of Python or of a library read {path}"
+    if not is_as_it_was:
+        doubt = f"{path} is not what it was when it was read"
+    if told.get("file") is None:
+        doubt = f"the manifest does not say what {path} was when it was read"
     findings.step(f"cai {stage}: reading {path} once more beside it.")
     whole = not doubt and path.stat().st_size == told["file"]["bytes"]
     return Reread(str(path), "records read again", source.chunks(size), doubt, whole, moved, {})
@@ -129,20 +133,14 @@ def _examples(run: Run, source: str) -> ConstitutionPairs:
     return ConstitutionPairs(replace(constitution, path=Path(source)))
 
 
-def _file(run: Run, spec: str, was: Json | None) -> Path | None:
-    """The file that a stage has read: with the bytes that it had, or else any that lies there."""
+def _file(run: Run, spec: str, was: Json | None) -> tuple[Path | None, bool]:
+    """The file that a stage has read, and whether it has the bytes that it had; if none has, any that lies there."""
     path = file_of(spec)
     if path is None:
-        return None
+        return None, False
     places = [path, *(above / spec for above in run.folder.absolute().parents if not Path(spec).is_absolute())]
     there = [place for place in places if os.path.isfile(place)]
-    return next((place for place in there if was is not None and still_has(place, was)), next(iter(there), None))
-
-
-def _doubt(path: Path, told: Json, known: bool) -> str:
-    """Why a difference from a file is none of the run's; "" if it is one."""
-    if told.get("file") is None:
-        return f"the manifest does not say what {path} was when it was read"
-    if not still_has(path, told["file"]):
-        return f"{path} is not what it was when it was read"
-    return "" if known else f"another version of cai, of Python or of a library read {path}"
+    for place in there:
+        if was is not None and still_has(place, was):
+            return place, True
+    return next(iter(there), None), False

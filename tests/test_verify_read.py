@@ -340,6 +340,14 @@ def test_a_source_that_has_grown_is_still_what_the_rows_are_held_against(finishe
     assert "found in 'extra' '{}', expected what" in told(finished)
 
 
+def test_a_source_that_has_grown_within_the_last_shard_gives_no_alarm(finished: Path):
+    path = write_jsonl(finished / "q.jsonl", RECORDS[:5])
+    revise(str(path), finished / "new")
+    grown(path)
+    found = look(finished / "new")
+    assert found.differences == [] and found.notes == [] and found.looked["records read again"] == 5
+
+
 @pytest.mark.parametrize("change", [edited, gone, without_a_line])
 def test_without_its_source_a_drop_s_text_is_an_answer_in_the_journal(finished: Path, change: Callable[[Path], None]):
     forge_drop(finished, put(raw="a slander"), "empty")
