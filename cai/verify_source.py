@@ -86,8 +86,10 @@ def _opened(run: Run, stage: str, entry: Json, findings: Findings) -> Reread | N
     size, known = settings.get("shard_rows", 256), told.get("read_by") == reader_sha()
     moved = frozenset[int](told.get("other_places", ()))
     if moved:
-        numbers = ", ".join(map(str, sorted(moved)))
-        findings.note(f"cai {stage}: where the rows of shard {numbers} stand was not looked at: they were read before.")
+        findings.note(
+            f"cai {stage}: of {len(moved)} shards, which an earlier session read in another place, it was not "
+            "looked at where their rows stand."
+        )
     if stage == "label":
         if told.get("made_of") != made_of(run):
             findings.note(
@@ -99,20 +101,17 @@ def _opened(run: Run, stage: str, entry: Json, findings: Findings) -> Reread | N
             findings.note("cai label: another version of cai made the pairs; their prompts and answers were compared.")
             moved = frozenset(run.finished_shards("labels"))
         return Reread("the run's answers", "pairs made anew", pairs.chunks(1), "", True, moved, {})
-    if stage == "calibrate" and "shard_rows" not in settings and "source" in told:
-        examples = _examples(run, told["source"])
-        doubt = "" if known else f"another version of cai read {told['source']}"
-        chunks = examples.chunks(size)
-        return Reread(told["source"], "examples made anew", chunks, doubt, True, moved, examples.principles)
-    if "source" not in told:
-        findings.note(f"cai {stage}: NOT CHECKED against its source, which the manifest does not name.")
-        return None
-    path, is_as_it_was = _file(run, told["source"], told.get("file"))
+    spec: str | None = told.get("source")
+    if spec is not None and stage == "calibrate" and "shard_rows" not in settings:
+        examples, doubt = _examples(run, spec), "" if known else f"another version of cai read {spec}"
+        return Reread(spec, "examples made anew", examples.chunks(size), doubt, True, moved, examples.principles)
+    path, is_as_it_was = _file(run, spec, told.get("file")) if spec is not None else (None, False)
     if path is None:
-        why = f"{told['source']} is not there any more, seen from here or from a folder above the run"
-        why = f"{told['source']} is not fetched" if file_of(told["source"]) is None else why
-        findings.note(f"cai {stage}: NOT CHECKED against its source, since {why}.")
+        is_file = spec is None or file_of(spec) is not None
+        why = "is not there any more, seen from here or from a folder above the run" if is_file else "is not fetched"
+        findings.note(f"cai {stage}: NOT CHECKED against its source, since {spec or 'a file without a name'} {why}.")
         return None
+    findings.step(f"cai {stage}: reading {path} once more beside it.")
     source: _Source = GoldPairs(str(path), told.get("limit"), strict=False)
     if stage != "calibrate":
         source = Prompts(str(path), stage, told.get("limit"), settings.get("samples", 1), strict=False)
@@ -121,7 +120,6 @@ def _opened(run: Run, stage: str, entry: Json, findings: Findings) -> Reread | N
         doubt = f"{path} is not what it was when it was read"
     if told.get("file") is None:
         doubt = f"the manifest does not say what {path} was when it was read"
-    findings.step(f"cai {stage}: reading {path} once more beside it.")
     whole = not doubt and path.stat().st_size == told["file"]["bytes"]
     return Reread(str(path), "records read again", source.chunks(size), doubt, whole, moved, {})
 

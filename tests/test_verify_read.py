@@ -395,7 +395,7 @@ def test_a_run_that_wrote_down_less_gives_no_alarm(finished: Path):
     revise("finished/p.jsonl", finished / "run")
     assert Run(finished / "run").manifest()["revise"]["prompts"]["other_places"] == [0, 1]
     found = look(finished / "run")
-    assert found.differences == [] and any("where the rows of shard 0, 1 stand" in note for note in found.notes)
+    assert found.differences == [] and any("of 2 shards, which an earlier session read" in note for note in found.notes)
 
 
 def test_rows_that_were_read_from_a_file_of_another_name_before_are_held_against_it_without_their_places(
@@ -409,7 +409,7 @@ def test_rows_that_were_read_from_a_file_of_another_name_before_are_held_against
     assert Run(finished / "run").manifest()["revise"]["prompts"]["other_places"] == [0, 1]
     found = look(finished / "run")
     assert found.differences == [] and found.looked["drops worked out again"] == 3
-    assert [note for note in found.notes if "shard 0, 1 stand was not looked at" in note]
+    assert [note for note in found.notes if "of 2 shards, which an earlier session read" in note]
     forge_row(finished, put(extra="{}"))
     assert "found in 'extra' '{}', expected what" in told(finished)
 
