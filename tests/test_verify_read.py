@@ -475,7 +475,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_said_to_be_what_was_read(
         grown(path)
         return found
 
-    monkeypatch.setattr("cai.stages.file_as_read", then_more)
+    monkeypatch.setattr("cai.stage_plan.file_as_read", then_more)
     revise(str(path), finished / "new", limit=6)
     assert Run(finished / "new").manifest()["revise"]["prompts"]["file"] is None
     assert len(reader_sha()) == 64
