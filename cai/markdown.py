@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cai.texts import CONTROLS, NO_ROOM, TURNS
+from cai.texts import visible
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -25,15 +25,15 @@ def percent(share: float | None) -> str:
 
 def plain(text: Any) -> str:
     """Text as text: on one line, and nothing in it is Markdown, HTML, an address that becomes a link, the end of a
-    table's cell, or unseen (but for what joins letters and emoji)."""
-    flat = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", html.escape(_visible(text), quote=False))
+    table's cell, or unseen: that is spelled out (but for what joins letters and emoji)."""
+    flat = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", html.escape(_on_one_line(text), quote=False))
     return flat.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
 def code(text: Any) -> str:
     """A short text in a code span that it cannot leave."""
-    return "`" + (_visible(text).replace("`", "'").replace("|", "/") or "(nothing)") + "`"
+    return "`" + (_on_one_line(text).replace("`", "'").replace("|", "/") or "(nothing)") + "`"
 
 
-def _visible(text: Any) -> str:
-    return " ".join(re.sub(f"[{CONTROLS}{TURNS}{NO_ROOM}]", "", str(text)).split())
+def _on_one_line(text: Any) -> str:
+    return visible(" ".join(str(text).split()))

@@ -46,7 +46,7 @@ def print_constitution(constitution: Constitution, screen: Console | None = None
 
 
 def _named(name: str, text: str) -> Text:
-    return Text.assemble((f"   {name:<11}", "cyan"), visible(" ".join(text.split())))
+    return Text.assemble((f"   {name:<12}", "cyan"), visible(" ".join(text.split())))
 
 
 def print_findings(path: Path, findings: list[Finding]) -> None:
@@ -54,11 +54,11 @@ def print_findings(path: Path, findings: list[Finding]) -> None:
     screen = console()
     for one in findings:
         who = f" '{one.principle}'" if one.principle else ""
-        colour = "red" if one.severity == "error" else "yellow"
+        colour = {"error": "red", "remark": "yellow", "note": "cyan"}[one.severity]
         line = Text.assemble(f"{path}:{one.line}: ", (one.severity, colour), f" {one.rule}{who}: {visible(one.found)}")
         screen.print(line, soft_wrap=True)
-    errors = sum(one.severity == "error" for one in findings)
-    said = f"{errors} error(s), {len(findings) - errors} remark(s)" if findings else "fine"
+    errors, remarks = (sum(one.severity == kind for one in findings) for kind in ("error", "remark"))
+    said = f"{errors} error(s), {remarks} remark(s)" if findings else "fine"
     screen.print(Text(visible(f"{path}: {said}")), soft_wrap=True)
 
 

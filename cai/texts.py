@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from functools import cache, lru_cache
 from typing import Any
 
@@ -12,6 +13,9 @@ CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f"
 TURNS = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 NO_ROOM = r"\u180e\u200b\u2060-\u2065\u206a-\u206f\ufeff\U000e0000-\U000e0fff"
 JOINS = r"\u00ad\u034f\u200c\u200d\ufe00-\ufe0f"
+
+# Letters and symbols by Unicode's word that nobody sees.
+_BLANKS = "\u115f\u1160\u2800\u3164\uffa0"
 
 # What joins letters and emoji stays as it is.
 _UNSEEN = re.compile(f"[{CONTROLS}{TURNS}{NO_ROOM}]")
@@ -27,6 +31,20 @@ def visible_json(value: object) -> str:
     """The same for what is written out as JSON: it means what it meant."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     return _UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text)
+
+
+def is_seen(text: str) -> bool:
+    """Whether a reader sees anything in it: a letter, a number, a sign or a symbol."""
+    return any(unicodedata.category(one)[0] in "LNPS" and one not in _BLANKS for one in text)
+
+
+# What joins letters is at home in Arabic, Indic and other scripts and in emoji; between two Latin letters it is not.
+_HIDDEN = re.compile(f"[{CONTROLS}{TURNS}{NO_ROOM}{_BLANKS}]|(?<=[A-Za-z])[{JOINS}]+(?=[A-Za-z])")
+
+
+def hidden_in(text: str) -> list[str]:
+    """What nobody sees in a text and a model is shown all the same: each character spelled out, once."""
+    return list(dict.fromkeys(_spelled(ord(one)) for match in _HIDDEN.findall(text) for one in match))
 
 
 def _spelled(code: int) -> str:

@@ -67,6 +67,7 @@ def test_what_stands_in_a_constitution_is_text_on_the_page_and_never_markup(host
     assert "script" not in Page(page).tags and "<script>" in Page(page).text and "\u202e" not in page
     markdown = as_markdown(loaded)
     assert "<script>" not in markdown and "**bold**" not in markdown and "\u202e" not in markdown
+    assert "\\\\u202eesrever" in markdown and "\\u202eesrever" in page, "spelled out, in Markdown with its backslash"
     assert "alert(1)" in html.unescape(markdown)
 
 
@@ -83,6 +84,23 @@ def test_show_writes_each_form_into_a_file_once(tmp_path: Path):
         assert isinstance(again.exception, BadInput) and out.read_text() == text
         assert run(group, [*asked, "--force"]).exit_code == 0
     assert run(group, ["show", "helpfulness", "--format", "markdown"]).stdout == (tmp_path / "markdown").read_text()
+
+
+def test_what_nobody_sees_is_spelled_out_in_every_form(tmp_path: Path):
+    text = load_constitution("helpfulness").text
+    told = re.sub(
+        r"^description: .*(?:\n  .*)*$", lambda _: 'description: "x\\u200by\\u202ez"', text, flags=re.MULTILINE
+    )
+    (tmp_path / "mine.yaml").write_text(told)
+    for form in ("terminal", "markdown", "html"):
+        shown = CliRunner().invoke(group, ["show", str(tmp_path / "mine.yaml"), "--format", form]).stdout
+        assert "\u200b" not in shown and "\u202e" not in shown
+        assert "x\\u200by\\u202ez" in shown.replace("\\\\", "\\"), form
+
+
+def test_a_label_in_the_terminal_stands_apart_from_its_text():
+    shown = CliRunner().invoke(group, ["show", "harmlessness"]).stdout
+    assert "e.g. prompt How hard" in shown and "e.g. better A blow" in shown and "e.g. worse  I would" in shown
 
 
 def test_a_constitution_is_not_overwritten_by_its_own_page(hostile: str):
