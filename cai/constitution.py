@@ -4,7 +4,6 @@ A constitution is a text that people sign, so what is not in the schema is an er
 file as it lies on disk: an auditor checks it with `sha256sum`.
 """
 
-import difflib
 import hashlib
 import re
 from dataclasses import dataclass
@@ -12,13 +11,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
-from cai.errors import BadInput, brief_value
+from cai.constitution_mistakes import in_schema, in_value, in_yaml, unreadable
+from cai.errors import BadInput
 from cai.files import find_shipped, shipped_names
 from cai.plain_yaml import read_yaml
+from cai.texts import is_seen
 
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+def _seen(text: str) -> str:
+    """A wording of unseen characters alone would be asked by a model and read by nobody."""
+    if not is_seen(text):
+        raise PydanticCustomError("unseen", "some wording")
+    return text
+
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_seen)]
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
 # The wordings of a principle, in the order in which people read them.
 WORDINGS = ("statement", "rationale", "critique", "revision", "comparison")
@@ -40,7 +50,7 @@ class Example(_Strict):
     @model_validator(mode="after")
     def _two_answers(self) -> Self:
         if self.better == self.worse:
-            raise ValueError("two different answers, better and worse")
+            raise PydanticCustomError("same_answers", "two different answers, better and worse")
         return self
 
 
@@ -186,7 +196,7 @@ def _check(path: Path) -> tuple[list[BadInput], _File | None, str]:
     try:
         text = path.read_bytes().decode("utf-8")  # line ends as they are: the digest is of the bytes
     except (OSError, UnicodeDecodeError) as error:
-        return [BadInput(str(path), f"a file that cannot be read ({error})", "UTF-8 text", "Check the path.")], None, ""
+        return [unreadable(path, error)], None, ""
     return _parse(text, path)
 
 
@@ -194,20 +204,21 @@ def _parse(text: str, path: Path) -> tuple[list[BadInput], _File | None, str]:
     try:
         data, node = read_yaml(text)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        found = getattr(error, "problem", None) or "text that is not YAML"
-        return [BadInput(place, str(found), "valid YAML", "Mend that line.")], None, text
+        return [in_yaml(path, text, error)], None, text
     except (ValueError, RecursionError) as error:  # a date that is none, an anchor that holds itself
-        return [BadInput(str(path), f"a value that cannot be read ({error})", "plain YAML", "Mend it.")], None, text
+        return [in_value(path, error)], None, text
     lines, problems = _lines(node, path)
     file = None
     try:
         file = _File.model_validate(data)
     except ValidationError as error:
         problems += [
-            _problem(path, lines, one["loc"], one["type"], one["msg"], one.get("input")) for one in error.errors()
-        ]
+            in_schema(
+                f"{path}:{_line_at(lines, one['loc'])}", one["loc"], one["type"], one["msg"], one.get("input"),
+                _keys_beside(one["loc"]), data,
+            )
+            for one in error.errors()
+        ]  # fmt: skip
     else:
         problems += _duplicate_ids(path, lines, file)
     return sorted(problems, key=lambda problem: _line_of(problem.place)), file, text
@@ -247,35 +258,10 @@ def _lines(node: yaml.Node | None, path: Path) -> tuple[dict[At, int], list[BadI
     return lines, problems
 
 
-def _problem(
-    path: Path,
-    lines: dict[At, int],
-    at: At,
-    kind: str,
-    message: str,
-    value: object,
-) -> BadInput:
-    line = next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
-    where = ".".join(str(part) for part in at) or "the file"
-    place = f"{path}:{line}"
-    if kind == "extra_forbidden":
-        known = _keys_beside(at)
-        close = difflib.get_close_matches(str(at[-1]), known, n=1)
-        remedy = f"Did you mean '{close[0]}'?" if close else f"Known keys: {', '.join(known)}."
-        return BadInput(place, f"the unknown key '{where}'", "a key of the schema", remedy)
-    if kind == "missing":
-        return BadInput(
-            place, f"no '{where}'", "it to be written", "Add it; constitutions/schema.json describes every key."
-        )
-    if kind == "string_too_short":
-        return BadInput(place, f"an empty '{where}'", "some wording", "Write it, or remove the principle.")
-    shown, told = brief_value(value), message.removeprefix("Value error, ")
-    return BadInput(
-        place,
-        f"{shown} for '{where}'",
-        told[0].lower() + told[1:],
-        "constitutions/schema.json describes every key.",
-    )
+def _line_at(lines: dict[At, int], at: At) -> int:
+    if at and (written := (*at[:-1], str(at[-1]))) in lines:  # a number as a key
+        return lines[written]
+    return next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
 
 
 def _keys_beside(at: At) -> list[str]:
@@ -283,7 +269,7 @@ def _keys_beside(at: At) -> list[str]:
         "principles": Principle, "examples": Example, "references": Reference, "source": Source
     }  # fmt: skip
     parents = [part for part in at[:-1] if isinstance(part, str)]
-    return list((models[parents[-1]] if parents else _File).model_fields)
+    return list((models.get(parents[-1], _File) if parents else _File).model_fields)
 
 
 def _duplicate_ids(path: Path, lines: dict[At, int], file: _File) -> list[BadInput]:

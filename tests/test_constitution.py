@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,67 @@ MISTAKES = {
     "an unknown key": (GOOD + "    ratoinale: x\n", 11, "Did you mean 'rationale'?"),
     "an unknown key at the top": ("nmae: x\n" + GOOD, 1, "Did you mean 'name'?"),
     "a duplicate id": (GOOD + GOOD[GOOD.index("  - id") :], 11, "first on line 5"),
-    "an empty wording": (GOOD.replace("Make it kind.", '""'), 9, "empty 'principles.0.revision'"),
-    "a missing wording": (GOOD.replace("    comparison: Which is kinder?\n", ""), 5, "no 'principles.0.comparison'"),
-    "a wrong type": (GOOD.replace("Make it kind.", "[1, 2]"), 9, "valid string"),
-    "a number for text": (GOOD.replace('"1"', "1"), 2, "valid string"),
-    "a weight of nothing": (GOOD + "    weight: 0\n", 11, "greater than 0"),
-    "an id with spaces": (GOOD.replace("id: kind", "id: Be kind"), 5, "match pattern"),
+    "an empty wording": (GOOD.replace("Make it kind.", '""'), 9, "an empty 'revision' of principle 1 ('kind')"),
+    "a missing wording": (
+        GOOD.replace("    comparison: Which is kinder?\n", ""),
+        5,
+        "no 'comparison' of principle 1 ('kind')",
+    ),
+    "a wrong type": (
+        GOOD.replace("Make it kind.", "[1, 2]"),
+        9,
+        "a list for 'revision' of principle 1 ('kind'), expected text.",
+    ),
+    "a number for text": (GOOD.replace('"1"', "1"), 2, "1 for 'version', expected text in quotes"),
+    "a weight of nothing": (GOOD + "    weight: 0\n", 11, "expected a number above 0"),
+    "an id with spaces": (GOOD.replace("id: kind", "id: Be kind"), 5, "Write 'be-kind'."),
     "a key that stands twice": (GOOD + "    statement: Again.\n", 11, "a second time"),
-    "no principles": (GOOD[: GOOD.index("  - id")].replace("principles:", "principles: []"), 4, "at least 1 item"),
-    "text that is not YAML": (GOOD + "  : : [", 11, "Mend that line"),
-    "an empty file": ("", 1, "dictionary"),
-    "half a character": (GOOD.replace("Make it kind.", '"\\ud800"'), 9, "valid string"),
+    "no principles": (
+        GOOD[: GOOD.index("  - id")].replace("principles:", "principles: []"),
+        4,
+        "expected at least one principle",
+    ),
+    "text that is not YAML": (GOOD + "  : : [", 11, "set in too far"),
+    "an empty file": ("", 1, "an empty file, expected name, version, description and principles"),
+    "half a character": (GOOD.replace("Make it kind.", '"\\ud800"'), 9, "expected text of whole characters"),
+    "a list for a file": ("- one\n- two\n", 1, "a list for the file, expected name, version, description and prin"),
+    "a colon without a space": ("name:mine\n", 1, "Write each as 'key: text', with a space."),
+    "text for a principle": (
+        GOOD[: GOOD.index("  - id")] + "  - kind\n",
+        5,
+        "'kind' for principle 1, expected keys of",
+    ),
+    "a tab": (GOOD.replace("    critique", "\tcritique"), 8, "a tab, expected spaces"),
+    "a colon within a text": (GOOD.replace("The answer", "Rule: the answer"), 6, "a colon where none can stand"),
+    "a line set in wrong": (GOOD.replace("    critique", "   critique"), 8, "set in too far, or not far enough"),
+    "an open quote": (GOOD.replace("The answer", '"The answer'), 6, "a quote that is never closed"),
+    "words behind a quote": (GOOD.replace("The answer is", "'The answer' is"), 6, "words behind a closing quote"),
+    "an open list": (GOOD + "    tags: [a, b\n", 11, "a list after a '[' that does not end"),
+    "stars around a word": (GOOD.replace("The answer", "**The** answer"), 6, "begins with '*' or '&'"),
+    "a star before a word": (GOOD.replace("The answer", "*The answer"), 6, "a text that begins with '*'"),
+    "an at before a word": (GOOD.replace("The answer", "@all"), 6, "a text that begins with '@'"),
+    "an exclamation mark": (GOOD.replace("The answer", "!The answer"), 6, "a text that begins with '!'"),
+    "text behind a sign": (GOOD.replace("The answer", "> The answer"), 6, "words behind a '>' or '|'"),
+    "a backslash": (GOOD.replace("The answer is kind.", '"a\\q"'), 6, "a backslash with 'q' behind it"),
+    "a second document": (GOOD + "---\n" + GOOD, 11, "a second '---'"),
+    "a control character": (GOOD.replace("answer is", "answer\x07 is"), 6, "a character that no text has (\\x07)"),
+    "something rare": (GOOD + "? [a]\n: b\n", 11, "text that YAML cannot read"),
+    "a yes for text": (GOOD.replace('"1"', "yes"), 2, "the answer true for 'version', expected text in quotes"),
+    "a date for text": (GOOD.replace('"1"', "2026-01-02"), 2, "2026-01-02 for 'version', expected text in quotes"),
+    "keys for text": (GOOD.replace("The answer is", "\n      the answer: is"), 6, "stands in double quotes"),
+    "nothing for an id": (GOOD.replace("id: kind", "id:"), 5, "an empty 'id' of principle 1,"),
+    "a long id": (GOOD.replace("id: kind", "id: " + 70 * "k"), 5, "64 characters at most"),
+    "text for a list": (GOOD + "    tags: kind\n", 11, "'kind' for 'tags' of principle 1 ('kind'), expected a list."),
+    "text for a number": (GOOD + "    weight: '2'\n", 11, "Write a number such as 1 or 0.5, without quotes."),
+    "text for a truth": (GOOD + "    refusal_is_fine: 'no'\n", 11, "Write true or false, without quotes."),
+    "another word than known": (GOOD + "    filled_in: [examples]\n", 11, "expected statement, rationale, critique,"),
+    "a number for a key": (GOOD + "1: x\n", 11, "the key 1, which is no word"),
+    "a digest cut short": (
+        GOOD + "source: {name: x, form: y, sha256: abc}\n",
+        11,
+        "the 64 digits that cai constitution",
+    ),
+    "nothing to be seen": (GOOD.replace("The answer is kind.", '"\\u200b\\u3164"'), 6, "only \\u200b, \\u3164"),
     "a merged key": (GOOD.replace("  - id", "  - &one\n    id") + "  - <<: *one\n", 12, "'kind' again"),
 }
 
@@ -152,3 +203,19 @@ def test_a_judge_that_only_likes_long_answers_does_no_better_than_chance_on_a_sh
     assert 0.4 <= longer_worse / len(examples) <= 0.6, (
         f"{longer_worse} of {len(examples)} have the longer text as worse"
     )
+
+
+def test_no_mistake_is_told_in_the_words_of_a_parser(tmp_path: Path):
+    words = r"mapping|scalar|token|dictionary|instance|tuple|pattern|validation|stream|Input should|valid string"
+    for text, _, _ in MISTAKES.values():
+        for problem in check_constitution(written(tmp_path, text)):
+            assert not re.search(words, str(problem).partition(": ")[2]), problem
+
+
+def test_bytes_that_are_no_text_are_named_with_their_line_and_a_folder_is_called_one(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(GOOD.replace("The answer", "The ändwer").encode("latin-1"))
+    (problem,) = check_constitution(path)
+    assert str(problem).startswith(f"{path}:6: found a byte that is no letter in UTF-8") and "Save as" in str(problem)
+    (problem,) = check_constitution(tmp_path)
+    assert "found a folder" in str(problem)
