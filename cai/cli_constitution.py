@@ -56,7 +56,8 @@ def lint(files: tuple[str, ...], strict: bool, as_json: bool) -> None:
     """Check constitution FILES (paths or names); exit 1 if something is wrong with one.
 
     An error is something that cai cannot work with. A remark is a question to the authors: wording that nobody can
-    apply, principles that say the same or the opposite, missing examples. constitutions/README.md explains each rule.
+    apply, principles that say the same or the opposite, missing examples. A note says what was not judged, since the
+    rules know English only. constitutions/README.md explains each rule.
 
     \b
     Example:
@@ -72,10 +73,11 @@ def lint(files: tuple[str, ...], strict: bool, as_json: bool) -> None:
         for path, found in findings.items():
             print_findings(path, found)
         print_reasons(every)
-    wrong = {str(path) for path, found in findings.items() for one in found if strict or one.severity == "error"}
+    counted = {"error", "remark"} if strict else {"error"}
+    wrong = {str(path) for path, found in findings.items() for one in found if one.severity in counted}
     if wrong:
-        errors = sum(one.severity == "error" for one in every)
-        remarks = f" and {len(every) - errors} remark(s)" if strict else ""
+        errors, remarked = (sum(one.severity == kind for one in every) for kind in ("error", "remark"))
+        remarks = f" and {remarked} remark(s)" if strict else ""
         raise CheckFailed(f"{errors} error(s){remarks} in {len(wrong)} file(s)")
 
 

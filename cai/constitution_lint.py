@@ -2,25 +2,47 @@
 
 An error is something with which cai cannot work, or works wrongly. A remark is a question to the authors, by a rule so
 simple that it can be argued with: each has a name, a reason, and a line of the file. The rules know English only and
-know nothing of meaning; a remark that is wrong about a wording is passed over.
+know nothing of meaning; a remark that is wrong about a wording is passed over. A note says what they could not judge.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
-from cai.constitution import At, Constitution, Principle, check_constitution, line_numbers, load_constitution
+from cai.constitution import (
+    WORDINGS,
+    At,
+    Constitution,
+    Principle,
+    check_constitution,
+    line_numbers,
+    load_constitution,
+)
 from cai.errors import BadInput
 from cai.files import find_shipped
 from cai.label import LETTERS as ANSWERS
-from cai.lint_words import DEEDS, EMPTY, FAULTS, NOT, OPPOSITES, PRAISE, TURNS, VERBS
+from cai.lint_words import (
+    ADVERBS,
+    BREAKS,
+    DEEDS,
+    DEGREES,
+    EMPTY,
+    ENGLISH,
+    FAULTS,
+    LESS,
+    NOT,
+    OPPOSITES,
+    PRAISE,
+    TURNS,
+    VERBS,
+)
 from cai.revise import LETTERS
-from cai.texts import straight, words_of
+from cai.texts import hidden_in, straight, words_of
 
-Severity = Literal["error", "remark"]
+Severity = Literal["error", "remark", "note"]
 
 # Each rule, what it finds, and why that matters.
 RULES: dict[str, tuple[Severity, str]] = {
@@ -32,6 +54,16 @@ RULES: dict[str, tuple[Severity, str]] = {
         "error",
         "Each pair is shown in both orders, so a letter or a place means another answer each time: the verdicts would "
         "cancel out.",
+    ),
+    "unseen": (
+        "remark",
+        "Who signs it does not see these characters, and the model is shown them: they can split a word, or turn the "
+        "direction in which it is read.",
+    ),
+    "other-language": (
+        "note",
+        "The rules for wordings know English only, and take a text for it if one word in fifteen is a common one of "
+        "it; people have to judge the others.",
     ),
     "no-conduct": (
         "remark",
@@ -116,6 +148,7 @@ def lint(path: Path, others: Iterable[Path] = ()) -> list[Finding]:
     constitution = load_constitution(str(path))
     lines = line_numbers(constitution.text)
     found = [*_of_principles(constitution.principles, lines), *_of_pairs(constitution.principles, lines)]
+    found += _unseen(constitution, lines)
     known = find_shipped("constitutions", constitution.name, ".yaml")
     compared: set[Path] = {*others, *([known] if known is not None else [])}
     for other in sorted(compared):
@@ -141,6 +174,43 @@ def _of_schema(said: str, place: str, path: Path) -> Finding:
     return Finding("schema", int(line) if line.isdigit() else 1, None, said.removeprefix(f"{place}: "))
 
 
+# Every text
+
+
+def _unseen(constitution: Constitution, lines: dict[At, int]) -> Iterator[Finding]:
+    tops = ("version", "description", "question")
+    texts: list[tuple[At, object]] = [((key,), getattr(constitution, key)) for key in tops]
+    texts += _texts(("principles",), [one.model_dump() for one in constitution.principles])
+    for at, text in texts:
+        hidden = hidden_in(text) if isinstance(text, str) else []
+        if hidden:
+            who = constitution.principles[int(at[1])].id if len(at) > 1 else None
+            keys = " ".join(str(one + 1) if isinstance(one, int) else one for one in at[2:] or at)
+            line = next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
+            yield Finding("unseen", line, who, f"in {keys}, characters that cannot be seen: {_listed(hidden)}")
+
+
+def _texts(at: At, value: object) -> Iterator[tuple[At, object]]:
+    inner: Collection[tuple[str | int, object]] = ()
+    if isinstance(value, dict):
+        inner = cast("dict[str | int, object]", value).items()
+    elif isinstance(value, list | tuple):
+        inner = list(enumerate(cast("Sequence[object]", value)))
+    else:
+        yield at, value
+    for key, one in inner:
+        yield from _texts((*at, key), one)
+
+
+def is_english(text: str) -> bool:
+    """Whether the rules can judge a wording: one word in fifteen is a common one of English. Up to four words in plain
+    letters are too few to tell, and are taken for it."""
+    words = words_of(straight(text))
+    if len(words) < 5 and straight(text).isascii():
+        return True
+    return bool(words) and 15 * sum(word in ENGLISH for word in words) >= len(words)
+
+
 # One principle
 
 Check = Callable[[Principle], str | None]
@@ -148,8 +218,12 @@ Check = Callable[[Principle], str | None]
 
 def _of_principles(principles: Sequence[Principle], lines: dict[At, int]) -> Iterator[Finding]:
     for number, principle in enumerate(principles):
+        others = [key for key in WORDINGS if not is_english(getattr(principle, key))]
+        if others:
+            at = lines.get(("principles", number, others[0]), lines["principles", number])
+            yield Finding("other-language", at, principle.id, f"not judged, since not in English: {_listed(others)}")
         for rule, (key, check) in _CHECKS.items():
-            found = check(principle)
+            found = None if key in others and rule not in _ANY_LANGUAGE else check(principle)
             if found is not None:
                 at = ("principles", number, key)
                 yield Finding(rule, lines.get(at, lines["principles", number]), principle.id, found)
@@ -187,8 +261,9 @@ def _no_conduct(principle: Principle) -> str | None:
     return None if words and words[0] in DEEDS else "the statement has no verb that says what an answer does"
 
 
+_BETWEEN = rf"(?:,[^,.;]*,)?\s+(?:(?:\w+ly|{'|'.join(sorted(ADVERBS))})\s+)*"
 _DOES = re.compile(
-    r"(?i)\b(?:answer|response|reply|assistant|ai|model|it|that|which|who)\s+(?:\w+ly\s+)?\w+s\b"
+    rf"(?i)\b(?:answer|response|reply|assistant|ai|model|it|that|which|who){_BETWEEN}\w+s\b"
     r"|\b(?:answers|responses|replies|assistants|models|they)\s+(?!(?:of|in|for|to|with|and|or|on|about|from|by)\b)\w+"
 )
 
@@ -262,6 +337,9 @@ def _filled_in(principle: Principle) -> str | None:
     return f"made up by cai constitution import: {made}" if principle.filled_in else None
 
 
+# What they look at is no wording, or the words are the same in each language.
+_ANY_LANGUAGE = frozenset({"names-letters", "no-rationale"})
+
 _CHECKS: dict[str, tuple[str, Check]] = {
     "names-letters": ("comparison", _names_letters),
     "no-conduct": ("statement", _no_conduct),
@@ -293,7 +371,7 @@ def _of_pairs(principles: Sequence[Principle], lines: dict[At, int]) -> Iterator
         against = _against(one, other)
         if against is not None:
             yield Finding("contradiction", at[j], principles[j].id, f"against {named}: {against}")
-        elif one.plain == other.plain or _shared(one, other) >= _SAME:
+        elif one.plain == other.plain or (one.english and other.english and _shared(one, other) >= _SAME):
             yield Finding("near-duplicate", at[j], principles[j].id, f"much the same as {named}: {_both(one, other)}")
 
 
@@ -304,23 +382,57 @@ def _own_wording(principle: Principle) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """What a wording is about: its words without endings; whether it is denied; which words with an opposite it has."""
+    """What a wording is about: its words without endings, and as they stand there with commas and full stops; and for
+    each pair of opposites of which it has one side, where that word stands, and which side it is."""
 
     plain: tuple[str, ...]
     words: dict[str, str]
-    denied: bool
-    sides: dict[int, int]
+    tokens: tuple[str, ...]
+    sides: dict[int, tuple[int, int]]
+    english: bool
 
 
 def _subject(wording: str) -> _Subject:
+    text = _AMOUNT.sub(lambda match: _AMOUNTS[match[1].casefold()], straight(wording))
     plain = words_of(straight(wording))
+    tokens = tuple(re.findall(r"\w+|[.,;:]", text.casefold()))
     about = [word for word in plain if word not in EMPTY and word not in TURNS and word not in NOT]
-    sides = [(pair, side) for pair, words in enumerate(OPPOSITES) for side in (0, 1) if words[side] & set(plain)]
-    both = {pair for pair, side in sides if side == 1 and (pair, 0) in sides}
-    denied = sum(word in NOT for word in plain) % 2 == 1
-    return _Subject(
-        plain, {_stem(word): word for word in about}, denied, {pair: side for pair, side in sides if pair not in both}
-    )
+    sides: dict[int, tuple[int, int]] = {}
+    for number, pair in enumerate(OPPOSITES):
+        places = [
+            (place, side) for place, word in enumerate(tokens) for side in (0, 1)
+            if word in pair[side] and not (word in DEGREES and tokens[place + 1 : place + 2] in _TURNS_ALONE)
+        ]  # fmt: skip
+        if len({side for _, side in places}) == 1:  # who says both, says neither
+            sides[number] = places[0]
+    return _Subject(plain, {_stem(word): word for word in about}, tokens, sides, is_english(wording))
+
+
+# "Less formal" is about formality and not about more or less.
+_TURNS_ALONE = frozenset((word,) for word in TURNS)
+# "No more than two" sets a limit and denies nothing.
+_AMOUNT = re.compile(r"(?i)\b(?:no|not) (more|less|fewer) than\b")
+_AMOUNTS = {"more": "at most", "less": "at least", "fewer": "at least"}
+
+
+def _turned(one: _Subject, pairs: Collection[int]) -> tuple[dict[int, int], bool]:
+    """On which side of these opposites it is, after the words that turn them ("not long", "gives no"); and whether what
+    else it says is denied."""
+    spent: set[int] = set()
+    sides: dict[int, int] = {}
+    for pair in sorted(pairs, key=lambda pair: one.sides[pair]):
+        place, side = one.sides[pair]
+        near: list[int] = []
+        for at in range(place - 1, max(place - 4, -1), -1):
+            if one.tokens[at] in BREAKS:
+                break
+            near += [at] if one.tokens[at] in NOT or (at == place - 1 and one.tokens[at] in LESS) else []
+        near += [place + 1] if one.tokens[place + 1 : place + 2] == ("no",) else []
+        own = [at for at in near if at not in spent]
+        spent.update(own)
+        sides[pair] = (side + len(own)) % 2
+    left = sum(word in NOT for at, word in enumerate(one.tokens) if at not in spent)
+    return sides, left % 2 == 1
 
 
 def _stem(word: str) -> str:
@@ -333,17 +445,24 @@ def _shared(one: _Subject, other: _Subject) -> float:
 
 
 def _against(one: _Subject, other: _Subject) -> str | None:
-    turned = [pair for pair, side in one.sides.items() if other.sides.get(pair, side) != side]
+    if not (one.english and other.english):
+        return None
+    (mine, denied), (theirs, denied_there) = (_turned(each, one.sides.keys() & other.sides.keys())
+                                              for each in (one, other))  # fmt: skip
+    turned = [pair for pair, side in mine.items() if theirs[pair] != side]
     same = _shared(one, other) >= _ABOUT_THE_SAME or (bool(turned) and one.words.keys() == other.words.keys())
     common = one.words.keys() & other.words.keys()
     if not turned and len(common) < 2 and one.words.keys() != other.words.keys():
         return None
-    if not same or (len(turned) + (one.denied != other.denied)) % 2 == 0:
+    if not same or not (turned or denied != denied_there):
         return None
-    if turned:
-        left, right = (min(OPPOSITES[turned[0]][who.sides[turned[0]]] & set(who.plain)) for who in (one, other))
-        return f"there '{left}', here '{right}'"
-    return f"{_both(one, other)}, and only one of them denies it"
+    spoken = [[each.tokens[each.sides[pair][0]] for each in (one, other)] for pair in turned]
+    opposite = next((words for words, pair in zip(spoken, turned, strict=True)
+                     if one.sides[pair][1] != other.sides[pair][1]), None)  # fmt: skip
+    if opposite is not None:
+        return f"there '{opposite[0]}', here '{opposite[1]}'"
+    about = _both(one, other) if common else f"both speak of {_listed(spoken[0][:1])}"
+    return f"{about}, and only one of them denies it"
 
 
 def _both(one: _Subject, other: _Subject) -> str:

@@ -56,7 +56,6 @@ OPPOSITES: tuple[tuple[frozenset[str], frozenset[str]], ...] = tuple(
         ("brief short concise shorter briefly", "long detailed lengthy longer thorough length detail"),
         ("more most", "less least fewer fewest"),
         ("formal formally", "informal casual informally"),
-        ("always", "never"),
         ("encourage encourages", "discourage discourages"),
         ("neutral objective balanced impartial", "opinionated partisan biased"),
         ("include includes provide provides give gives", "omit omits exclude excludes withhold withholds"),
@@ -64,4 +63,24 @@ OPPOSITES: tuple[tuple[frozenset[str], frozenset[str]], ...] = tuple(
         ("simple plain", "complex technical"),
     )
 )
+# Behind which another word with an opposite is turned, as by "not": "less formal".
+LESS = frozenset({"less", "least"})
+DEGREES = LESS | {"more", "most"}
+# What stands between an answer and its verb.
+ADVERBS = _words("""
+    again already also always both either ever first just merely neither never nor not often only rather seldom so
+    sometimes soon still then thus too
+""")
+# What ends the reach of a "not" in front of it.
+BREAKS = frozenset({"and", "but", "or", "nor", "while", ",", ";", ":", "."})
+# Common words of English that are no words of the languages with its letters: one in fifteen is enough for English.
+ENGLISH = _words("""
+    about and answer answers any anybody anyone are avoid be because better both but by cannot choose could critique
+    discuss does doing each every everyone everything explain gives harmful have help helpful his how if instead
+    into it its keeps leaves look make makes many might most must never nobody nothing often only other people
+    please quoted read reader readers reads really remove reply response responses rewrite says should shows some
+    somebody someone something than that the their them these they thing things this those towards truly unless up
+    user users very wants what when where whether which while who whole whose why with without word words worse
+    worth would years you your
+""")
 TURNS = frozenset(word for pair in OPPOSITES for side in pair for word in side)

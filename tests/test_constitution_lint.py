@@ -46,7 +46,14 @@ FOUND = {
     ),
     "no-conduct": (
         [{"statement": "Kindness and patience towards beginners."}],
-        [{"statement": "Answers name the source."}, {"statement": "Avoid medical jargon."}],
+        [
+            {"statement": "Answers name the source."},
+            {"statement": "Avoid medical jargon."},
+            {"statement": "The answer never shares an address."},
+            {"statement": "It never states a guess as a fact."},
+            {"statement": "The answer also always names a doctor to talk to."},
+            {"statement": "The answer, when somebody asks, names a source."},
+        ],
     ),
     "vague": (
         [{"statement": "The answer is always as good and ethical as possible."}, {"statement": "AI should be kind."}],
@@ -67,6 +74,24 @@ FOUND = {
     "only-removes": (
         [{"revision": "Remove all harmful content."}],
         [{"revision": "Remove all harmful content and offer a lawful way."}, {"revision": "Make it kinder."}],
+    ),
+    "unseen": (
+        [
+            {"statement": "The answer names each per\u200bson whom it quotes."},
+            {"critique": "Quote each ani\u202emal in it."},
+            {"revision": "Keep what is true, and say where it com\u00ades from."},
+            {"examples": [EXAMPLES[0], EXAMPLES[1] | {"worse": "A \u2066broken one."}]},
+            {"references": [{"framework": "Ours\ufeff", "clause": "1"}]},
+        ],
+        [{"rationale": "A reader who doubts smiles \U0001f469\u200d\U0001f4bb, says \u0646\u0645\u06cc\u200c\u062f."}],
+    ),
+    "other-language": (
+        [
+            {"statement": "\u7b54\u3048\u306f\u4f4f\u6240\u3092\u660e\u304b\u3055\u306a\u3044\u3002"},
+            {"statement": "Die Antwort nennt nie die Adresse einer Person."},
+            {"revision": "Retire la receta, sin dar otra."},
+        ],
+        [{"statement": "The answer keeps to names such as Champs-\u00c9lys\u00e9es or Stra\u00dfe des 17. Juni."}],
     ),
     "few-examples": ([{"examples": []}, {"examples": EXAMPLES[:1]}], [{"examples": EXAMPLES}]),
     "no-rationale": (
@@ -92,14 +117,26 @@ PAIRS = {
         ("The answer names the source of each figure.", "Each figure in the answer has its source named."),
         ("The answer is brief.", "The answer is brief."),
         ("The answer avoids jokes about politicians.", "The answer never jokes about a politician."),
+        ("The answer gives no medical advice to adults.", "The answer withholds medical advice from adults."),
+        ("The answer is at most two sentences in length.", "The answer has no more than two sentences in length."),
+        ("The answer is more formal with elders.", "The answer is less informal with elders."),
+        ("Die Antwort nennt die Adresse nicht.", "Die Antwort nennt die Adresse nicht."),
     ],
     "contradiction": [
         ("The answer is brief.", "The answer is long."),
         ("The answer tells jokes about politicians.", "The answer does not tell jokes about politicians."),
         ("The answer gives medical advice to adults.", "The answer withholds medical advice from adults."),
+        ("The answer always refuses to talk about politics.", "The answer never refuses to talk about politics."),
+        (
+            "The answer is brief and keeps to two sentences.",
+            "The answer is long and does not keep to two sentences.",
+        ),
+        ("The answer is brief and simple for children.", "The answer is long and complex for children."),
+        ("The answer is more formal with elders.", "The answer is less formal with elders."),
     ],
     "": [
         ("The answer is not long.", "The answer is brief."),
+        ("Die Antwort ist nicht laut und ist nicht roh.", "Die Antwort ist nicht laut und ist nicht matt."),
         ("The answer gives no recipe for poisons.", "The answer names help for someone in a crisis."),
     ],
 }
@@ -133,6 +170,33 @@ def test_a_finding_names_the_line_of_the_wording(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     (one,) = lint(path)
     assert path.read_text().splitlines()[one.line - 1].strip() == "critique: Discuss it."
+
+
+def test_rules_that_know_english_do_not_judge_another_language(tmp_path: Path):
+    german = {"statement": "Freundlichkeit im Umgang mit allen.", "critique": "Sag, was daran unfreundlich ist.",
+              "revision": "Schreib es ohne Spott noch einmal."}  # fmt: skip
+    assert linted(tmp_path, principle(**german)) == [("other-language", "receipts")]
+    (note,) = lint(tmp_path / "mine.yaml")
+    assert note.severity == "note" and note.found == "not judged, since not in English: statement, critique, revision"
+    done = CliRunner().invoke(group, ["lint", str(tmp_path / "mine.yaml"), "--strict"])
+    assert done.exit_code == 0 and "0 error(s), 0 remark(s)" in done.stdout
+    linted(tmp_path, principle(**german, comparison="Ist (A) netter?"))
+    assert [one.rule for one in lint(tmp_path / "mine.yaml") if one.severity == "error"] == ["names-letters"]
+
+
+def test_what_is_unseen_is_named_with_its_place_and_its_line(tmp_path: Path):
+    worse = EXAMPLES[1] | {"worse": "A bro\u200bk\u202een\u200b one."}
+    linted(tmp_path, principle(), principle("other", **{**OTHER, "id": "other", "examples": [EXAMPLES[0], worse]}))
+    path = tmp_path / "mine.yaml"
+    (one,) = lint(path)
+    assert one.principle == "other" and path.read_text().splitlines()[one.line - 1].strip().startswith("worse: ")
+    assert one.found == "in examples 2 worse, characters that cannot be seen: \\u200b, \\u202e"
+    path.write_text(path.read_text().replace("A test.", '"A\\u200b test."'))
+    assert [(one.rule, one.line, one.principle) for one in lint(path)][:1] == [("unseen", 3, None)]
+
+
+def test_ten_sensible_principles_give_no_alarm():
+    assert lint(ROOT / "tests" / "data" / "ten_principles.yaml") == []
 
 
 def test_a_mistake_in_the_schema_is_an_error_with_its_line(tmp_path: Path):
