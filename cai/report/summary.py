@@ -5,11 +5,11 @@ reviewed with its effect. No model is asked for it. Text from people and models 
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from cai.audit import report
 from cai.constitution import Constitution
 from cai.markdown import code, percent, plain, table
+from cai.report.against import differences
 from cai.report.doubts import doubts
 from cai.report.figures import Figures, count
 from cai.report.gate import gate_of_run
@@ -58,7 +58,7 @@ def summary(run: Run, name: str, stages: Collection[str] = STAGES, against: tupl
     other = None if against is None else _read(*against, stages)
     lines = [f"# cai: {', '.join(this.counts)} of {plain(name)}", ""]
     if other is not None:
-        lines += [f"Against {plain(other.name)}.", "", *_texts(this, other)]
+        lines += [f"Against {plain(other.name)}.", "", *differences(run, other.run, this.counts, other.counts), ""]
     for doubt in doubts(this.counts, this.figures, gate_of_run(run, this.constitutions), this.constitutions):
         lines += [f"**{plain(doubt)}**", ""]
     lines += [*_totals(this, other), *_principles(this, other), *_drops(this, other)]
@@ -223,41 +223,6 @@ def _drops(this: _Read, other: _Read | None) -> Iterator[str]:
 
 
 # What it was made with
-
-
-def _texts(this: _Read, other: _Read) -> Iterator[str]:
-    """Which principles differ between the two runs, and whether anything else does."""
-    mine, theirs = _by_id(this), _by_id(other)
-    told = {
-        "Added principles": [name for name in mine if name not in theirs],
-        "Removed principles": [name for name in theirs if name not in mine],
-        "Principles worded or weighted in another way": [
-            name for name in mine if name in theirs and mine[name] != theirs[name]
-        ],
-    }
-    for title, names in told.items():
-        if names:
-            yield f"- {title}: {', '.join(map(code, names))}"
-    if not any(told.values()):
-        yield "- The principles are the same in both runs."
-    for stage in this.counts.keys() & other.counts.keys():
-        yield from _other_settings(stage, this.run.settings()[stage], other.run.settings()[stage])
-    yield ""
-
-
-def _by_id(read: _Read) -> dict[str, Any]:
-    return {one.id: one.model_dump() for each in read.constitutions for one in each.principles}
-
-
-def _other_settings(stage: str, mine: Json, theirs: Json) -> Iterator[str]:
-    for kind in ("models", "settings", "texts"):
-        old, new = theirs.get(kind, {}), mine.get(kind, {})
-        names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
-        if kind == "texts":
-            names = [name for name in names if not name.startswith("constitution")]
-        if names:
-            pairs = ", ".join(f"{code(name)}: {code(new.get(name))}, was {code(old.get(name))}" for name in names)
-            yield f"- {stage}: other {kind} too: {pairs}"
 
 
 def _made_of(this: _Read, other: _Read | None) -> Iterator[str]:
