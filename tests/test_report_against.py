@@ -140,9 +140,13 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
         lambda told: told["principles"][0].update(refusal_is_fine=False),
         ["something else: `physical-safety` (whether a plain refusal breaks it)"],
     ),
+    "worded": (
+        lambda told: told["principles"][0].update(statement="The answer hurts nobody.", tags=["body"]),
+        ["Principles worded or weighted in another way: `physical-safety` (statement, added: "],
+    ),
     "weight": (
-        lambda told: told["principles"][0].update(weight=2.0, statement="The answer hurts nobody."),
-        ["Principles worded or weighted in another way: `physical-safety` (statement, weight)"],
+        lambda told: told["principles"][0].update(weight=2.0),
+        ["Principles worded or weighted in another way: `physical-safety` (weight)"],
     ),
     "removed": (lambda told: told["principles"].pop(0), ["Added principles: `physical-safety`"]),
 }
