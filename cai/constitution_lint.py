@@ -24,21 +24,8 @@ from cai.constitution import (
 from cai.errors import BadInput
 from cai.files import find_shipped
 from cai.label import LETTERS as ANSWERS
-from cai.lint_words import (
-    ADVERBS,
-    BREAKS,
-    DEEDS,
-    DEGREES,
-    EMPTY,
-    ENGLISH,
-    FAULTS,
-    LESS,
-    NOT,
-    OPPOSITES,
-    PRAISE,
-    TURNS,
-    VERBS,
-)
+from cai.lint_subjects import against, both_speak_of, is_english, is_same, listed, subject_of
+from cai.lint_words import ADVERBS, DEEDS, EMPTY, FAULTS, PRAISE, VERBS
 from cai.revise import LETTERS
 from cai.texts import hidden_in, straight, words_of
 
@@ -187,7 +174,7 @@ def _unseen(constitution: Constitution, lines: dict[At, int]) -> Iterator[Findin
             who = constitution.principles[int(at[1])].id if len(at) > 1 else None
             keys = " ".join(str(one + 1) if isinstance(one, int) else one for one in at[2:] or at)
             line = next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
-            yield Finding("unseen", line, who, f"in {keys}, characters that cannot be seen: {_listed(hidden)}")
+            yield Finding("unseen", line, who, f"in {keys}, characters that cannot be seen: {listed(hidden)}")
 
 
 def _texts(at: At, value: object) -> Iterator[tuple[At, object]]:
@@ -202,15 +189,6 @@ def _texts(at: At, value: object) -> Iterator[tuple[At, object]]:
         yield from _texts((*at, key), one)
 
 
-def is_english(text: str) -> bool:
-    """Whether the rules can judge a wording: one word in fifteen is a common one of English. Up to four words in plain
-    letters are too few to tell, and are taken for it."""
-    words = words_of(straight(text))
-    if len(words) < 5 and straight(text).isascii():
-        return True
-    return bool(words) and 15 * sum(word in ENGLISH for word in words) >= len(words)
-
-
 # One principle
 
 Check = Callable[[Principle], str | None]
@@ -221,7 +199,7 @@ def _of_principles(principles: Sequence[Principle], lines: dict[At, int]) -> Ite
         others = [key for key in WORDINGS if not is_english(getattr(principle, key))]
         if others:
             at = lines.get(("principles", number, others[0]), lines["principles", number])
-            yield Finding("other-language", at, principle.id, f"not judged, since not in English: {_listed(others)}")
+            yield Finding("other-language", at, principle.id, f"not judged, since not in English: {listed(others)}")
         for rule, (key, check) in _CHECKS.items():
             found = None if key in others and rule not in _ANY_LANGUAGE else check(principle)
             if found is not None:
@@ -271,7 +249,7 @@ _DOES = re.compile(
 def _vague(principle: Principle) -> str | None:
     meaning = [word for word in words_of(straight(principle.statement)) if word not in EMPTY]
     if meaning and all(word in PRAISE for word in meaning):
-        return f"the statement only praises or blames: {_listed(meaning)}"
+        return f"the statement only praises or blames: {listed(meaning)}"
     return None
 
 
@@ -281,7 +259,7 @@ def _several_duties(principle: Principle) -> str | None:
     if joined is not None:
         return f"the statement joins duties: '{joined[0].strip()}'"
     named = list(dict.fromkeys(word for word in words_of(text) if word in FAULTS))
-    return f"the statement names {len(named)} things at once: {_listed(named)}" if len(named) > 2 else None
+    return f"the statement names {len(named)} things at once: {listed(named)}" if len(named) > 2 else None
 
 
 _JOINED = re.compile(
@@ -322,7 +300,7 @@ def _few_examples(principle: Principle) -> str | None:
 
 
 def _no_rationale(principle: Principle) -> str | None:
-    reason, said = (_subject(text).words.keys() for text in (principle.rationale, principle.statement))
+    reason, said = (subject_of(text).words.keys() for text in (principle.rationale, principle.statement))
     if "rationale" not in principle.filled_in and reason <= said:
         return "the rationale says nothing that the statement does not say"
     return None
@@ -333,7 +311,7 @@ def _no_references(principle: Principle) -> str | None:
 
 
 def _filled_in(principle: Principle) -> str | None:
-    made = _listed(principle.filled_in)
+    made = listed(principle.filled_in)
     return f"made up by cai constitution import: {made}" if principle.filled_in else None
 
 
@@ -356,119 +334,24 @@ _CHECKS: dict[str, tuple[str, Check]] = {
 
 # Two principles
 
-# The share of the words that say what a wording is about which two of them have in common.
-_SAME, _ABOUT_THE_SAME = 0.6, 0.5
-
 
 def _of_pairs(principles: Sequence[Principle], lines: dict[At, int]) -> Iterator[Finding]:
     keys = [_own_wording(principle) for principle in principles]
-    subjects = [_subject(getattr(principle, key)) for principle, key in zip(principles, keys, strict=True)]
+    subjects = [subject_of(getattr(principle, key)) for principle, key in zip(principles, keys, strict=True)]
     at = [lines["principles", number, key] for number, key in enumerate(keys)]
     for (i, one), (j, other) in combinations(enumerate(subjects), 2):
         if one.words.keys().isdisjoint(other.words) and (one.words or other.words):
             continue
         named = f"'{principles[i].id}' (line {at[i]})"
-        against = _against(one, other)
-        if against is not None:
-            yield Finding("contradiction", at[j], principles[j].id, f"against {named}: {against}")
-        elif one.plain == other.plain or (one.english and other.english and _shared(one, other) >= _SAME):
-            yield Finding("near-duplicate", at[j], principles[j].id, f"much the same as {named}: {_both(one, other)}")
+        opposed = against(one, other)
+        if opposed is not None:
+            yield Finding("contradiction", at[j], principles[j].id, f"against {named}: {opposed}")
+        elif is_same(one, other):
+            yield Finding(
+                "near-duplicate", at[j], principles[j].id, f"much the same as {named}: {both_speak_of(one, other)}"
+            )
 
 
 def _own_wording(principle: Principle) -> str:
     """What a principle is compared by: its statement, or, if cai made that up, what its source says."""
     return next((key for key in ("statement", "critique", "comparison") if key not in principle.filled_in), "statement")
-
-
-@dataclass(frozen=True, slots=True)
-class _Subject:
-    """What a wording is about: its words without endings, and as they stand there with commas and full stops; and for
-    each pair of opposites of which it has one side, where that word stands, and which side it is."""
-
-    plain: tuple[str, ...]
-    words: dict[str, str]
-    tokens: tuple[str, ...]
-    sides: dict[int, tuple[int, int]]
-    english: bool
-
-
-def _subject(wording: str) -> _Subject:
-    text = _AMOUNT.sub(lambda match: _AMOUNTS[match[1].casefold()], straight(wording))
-    plain = words_of(straight(wording))
-    tokens = tuple(re.findall(r"\w+|[.,;:]", text.casefold()))
-    about = [word for word in plain if word not in EMPTY and word not in TURNS and word not in NOT]
-    sides: dict[int, tuple[int, int]] = {}
-    for number, pair in enumerate(OPPOSITES):
-        places = [
-            (place, side) for place, word in enumerate(tokens) for side in (0, 1)
-            if word in pair[side] and not (word in DEGREES and tokens[place + 1 : place + 2] in _TURNS_ALONE)
-        ]  # fmt: skip
-        if len({side for _, side in places}) == 1:  # who says both, says neither
-            sides[number] = places[0]
-    return _Subject(plain, {_stem(word): word for word in about}, tokens, sides, is_english(wording))
-
-
-# "Less formal" is about formality and not about more or less.
-_TURNS_ALONE = frozenset((word,) for word in TURNS)
-# "No more than two" sets a limit and denies nothing.
-_AMOUNT = re.compile(r"(?i)\b(?:no|not) (more|less|fewer) than\b")
-_AMOUNTS = {"more": "at most", "less": "at least", "fewer": "at least"}
-
-
-def _turned(one: _Subject, pairs: Collection[int]) -> tuple[dict[int, int], bool]:
-    """On which side of these opposites it is, after the words that turn them ("not long", "gives no"); and whether what
-    else it says is denied."""
-    spent: set[int] = set()
-    sides: dict[int, int] = {}
-    for pair in sorted(pairs, key=lambda pair: one.sides[pair]):
-        place, side = one.sides[pair]
-        near: list[int] = []
-        for at in range(place - 1, max(place - 4, -1), -1):
-            if one.tokens[at] in BREAKS:
-                break
-            near += [at] if one.tokens[at] in NOT or (at == place - 1 and one.tokens[at] in LESS) else []
-        near += [place + 1] if one.tokens[place + 1 : place + 2] == ("no",) else []
-        own = [at for at in near if at not in spent]
-        spent.update(own)
-        sides[pair] = (side + len(own)) % 2
-    left = sum(word in NOT for at, word in enumerate(one.tokens) if at not in spent)
-    return sides, left % 2 == 1
-
-
-def _stem(word: str) -> str:
-    return re.sub(r"(?:ing|ed|es|s|ly|e)$", "", word) if len(word) > 3 else word
-
-
-def _shared(one: _Subject, other: _Subject) -> float:
-    every = one.words.keys() | other.words.keys()
-    return len(one.words.keys() & other.words.keys()) / len(every) if every else 0.0
-
-
-def _against(one: _Subject, other: _Subject) -> str | None:
-    if not (one.english and other.english):
-        return None
-    (mine, denied), (theirs, denied_there) = (_turned(each, one.sides.keys() & other.sides.keys())
-                                              for each in (one, other))  # fmt: skip
-    turned = [pair for pair, side in mine.items() if theirs[pair] != side]
-    same = _shared(one, other) >= _ABOUT_THE_SAME or (bool(turned) and one.words.keys() == other.words.keys())
-    common = one.words.keys() & other.words.keys()
-    if not turned and len(common) < 2 and one.words.keys() != other.words.keys():
-        return None
-    if not same or not (turned or denied != denied_there):
-        return None
-    spoken = [[each.tokens[each.sides[pair][0]] for each in (one, other)] for pair in turned]
-    opposite = next((words for words, pair in zip(spoken, turned, strict=True)
-                     if one.sides[pair][1] != other.sides[pair][1]), None)  # fmt: skip
-    if opposite is not None:
-        return f"there '{opposite[0]}', here '{opposite[1]}'"
-    about = _both(one, other) if common else f"both speak of {_listed(spoken[0][:1])}"
-    return f"{about}, and only one of them denies it"
-
-
-def _both(one: _Subject, other: _Subject) -> str:
-    words = [other.words[stem] for stem in other.words if stem in one.words]
-    return f"both speak of {_listed(words[:5])}" + (f" and {len(words) - 5} words more" if len(words) > 5 else "")
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(words)
