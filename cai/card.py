@@ -1,7 +1,8 @@
 """The README.md of an exported dataset: what is in it, how it was made, what to mistrust, how to train on it.
 
-It is made from the manifest and the constitutions alone, so it says what the manifest says. Text from people and
-models is escaped or fenced, so that it cannot become Markdown.
+It is made from the manifest and the constitutions alone, so it says what the manifest says, and `cai verify` makes it
+once more: no order in it may be that of names in the manifest, which a file has sorted. Text from people and models is
+escaped or fenced, so that it cannot become Markdown.
 """
 
 from collections.abc import Iterator, Sequence
@@ -64,6 +65,11 @@ def _there(manifest: Json) -> list[Config]:
     return [config for config in CONFIGS if _written(manifest, config)]
 
 
+def _counts(manifest: Json) -> list[tuple[Config, Json]]:
+    """What was read, left out and written, by config."""
+    return [(config, manifest["counts"][config]) for config in CONFIGS]
+
+
 def _front(manifest: Json) -> str:
     counts, there = manifest["counts"], _there(manifest)
     total = sum(_written(manifest, config) for config in CONFIGS)
@@ -110,11 +116,11 @@ def _what(manifest: Json) -> Iterator[str]:
                 f"`{config}`", str(entry["written"]["train"]), str(entry["written"]["test"]),
                 str(distinct["sft" if config == "sft" else "preference"]), _WHAT[config],
             )
-            for config, entry in manifest["counts"].items()
+            for config, entry in _counts(manifest)
             if config in there
         ],
     )  # fmt: skip
-    missing = [f"`{name}`" for name in manifest["counts"] if name not in there]
+    missing = [f"`{name}`" for name in CONFIGS if name not in there]
     if missing:
         yield f"The run had nothing for {', '.join(missing)}."
         yield ""
@@ -139,10 +145,10 @@ def _version(manifest: Json) -> Iterator[str]:
         return
     before = version["before"]
     rows = [
-        (f"`{config}`", split, *(str(counts[change]) for change in CHANGES))
-        for config, splits in version["counts"].items()
-        for split, counts in splits.items()
-        if any(counts.values())
+        (f"`{config}`", split, *(str(version["counts"][config][split][change]) for change in CHANGES))
+        for config in CONFIGS
+        for split in SPLITS
+        if any(version["counts"][config][split].values())
     ]
     yield f"Against the version before, {before['name']} (content `{before['content_sha'][:16]}`)" + (
         ":" if rows else ", no row has changed."
@@ -208,7 +214,7 @@ def _before(manifest: Json) -> Iterator[str]:
         yield f"- Answers in `sft` that are the rejected side of a pair, another being better: {count}."
     if manifest["method"]["helpful"] is None and answers:
         yield "- No helpful answers are mixed in: a model trained on `sft` alone may come to refuse too much."
-    for stage, entry in manifest["run"]["stages"].items():
+    for stage, entry in sorted(manifest["run"]["stages"].items()):
         if not entry["finished"]:
             yield f"- The stage {stage} was not finished when this was exported."
     yield "- A constitution says what its authors wanted, not what everyone wants."
@@ -227,7 +233,7 @@ def _how(manifest: Json) -> Iterator[str]:
     yield "## How it was made"
     yield ""
     rows: list[tuple[str, str]] = []
-    for stage, entry in manifest["run"]["stages"].items():
+    for stage, entry in sorted(manifest["run"]["stages"].items()):
         done = "" if entry["finished"] else " (not finished)"
         if entry["prompts"]:
             rows.append((f"{stage}{done}: prompts", f"{code(entry['prompts']['name'])}, {entry['prompts']['rows']}"))
@@ -241,7 +247,8 @@ def _how(manifest: Json) -> Iterator[str]:
         if settings:
             rows.append((f"{stage}: settings", code(", ".join(settings))))
     rows.append(("digest of the run's own manifest", code((manifest["run"]["manifest_sha256"] or "none")[:12])))
-    rows.append(("made with", code(", ".join(f"{name} {number}" for name, number in manifest["versions"].items()))))
+    made_with = ", ".join(f"{name} {number}" for name, number in sorted(manifest["versions"].items()))
+    rows.append(("made with", code(made_with)))
     yield from table(("what", "value"), rows)
     yield "`cai revise --help` and `cai label --help` explain each setting; whole digests are in `manifest.json`."
     yield ""
@@ -318,7 +325,7 @@ def _rates(manifest: Json) -> Iterator[str]:
     yield "## Rates"
     yield ""
     rows: list[tuple[str, str]] = []
-    for stage, entry in manifest["run"]["stages"].items():
+    for stage, entry in sorted(manifest["run"]["stages"].items()):
         counts = entry["counts"] or {}
         unit = "pairs" if stage == "label" else "rows"
         for name in ("read", "kept", "dropped", "changed"):
@@ -332,7 +339,8 @@ def _rates(manifest: Json) -> Iterator[str]:
     pairs = sum(sum(kind.values()) for kind in labels["won"].values())
     if pairs:
         rows.append(("of the pairs judged, decided", f"{labels['decided']} ({percent(labels['decided'] / pairs)})"))
-        rows += [(f"the judge left open: {plain(name)}", str(n)) for name, n in labels["undecided_by_reason"].items()]
+        left_open = sorted(labels["undecided_by_reason"].items())
+        rows += [(f"the judge left open: {plain(name)}", str(n)) for name, n in left_open]
         if labels["reviewed"]["n"]:
             same = percent(labels["reviewed"]["same"]["value"])
             rows.append(("labels that a person looked at", f"{labels['reviewed']['n']} (the same choice in {same})"))
@@ -401,7 +409,7 @@ def _left_out(manifest: Json) -> Iterator[str]:
     )
     yield ""
     rows: list[tuple[str, ...]] = []
-    for config, entry in manifest["counts"].items():
+    for config, entry in _counts(manifest):
         written = _written(manifest, config)
         reasons = ", ".join(f"{plain(name)} {count}" for name, count in entry["left_out"].items()) or "-"
         rows.append((f"`{config}`", str(entry["read"]), str(written), reasons))

@@ -36,6 +36,11 @@ class Findings:
     held_against: list[str] = field(default_factory=list[str])
     unchecked: list[str] = field(default_factory=list[str])
 
+    def held(self, run: Path) -> None:
+        """The rows of a dataset were held against this run, which may have been named in another way before."""
+        if run.resolve() not in (Path(one).resolve() for one in self.held_against):
+            self.held_against.append(str(run))
+
     def differ(self, place: Path | str, found: str, expected: str) -> None:
         self.differences.append(Difference(str(place), found, expected))
 

@@ -1,12 +1,13 @@
 """The options of a command, made from the fields of a settings model, so that each is written down once."""
 
+import shlex
 import types
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
-from cai.settings import Settings
+from cai.settings import ExportSettings, Settings
 from cai.settings_load import load_settings, option_of
 
 
@@ -69,3 +70,26 @@ def chosen(kind: type[S], options: dict[str, Any]) -> S:
     """The settings that a command line means: its options on top of its --config."""
     config = options.pop("config")
     return load_settings(kind, config, {name: value for name, value in options.items() if value not in (None, ())})
+
+
+@click.command(add_help_option=False)
+@with_settings(ExportSettings)
+def _export(**_: Any) -> None:
+    """What `cai export` is given, to read a command by."""
+
+
+def meant_by(command: str) -> ExportSettings:
+    """The settings that a `cai export` means, as `settings_load.repeat` writes it.
+
+    Raises BadInput or ValueError for anything else.
+    """
+    words = shlex.split(command)
+    if words[:2] != ["cai", "export"]:
+        raise ValueError("another command")
+    try:
+        options = dict(_export.make_context("export", words[2:]).params)
+    except click.ClickException as error:
+        raise ValueError(error.message) from None
+    if options.pop("as_json") or options["config"] is not None:
+        raise ValueError("an option that no such command has")
+    return chosen(ExportSettings, options)

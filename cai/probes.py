@@ -72,10 +72,14 @@ def separability(pairs: Sequence[DecidedPair], groups: Mapping[str, str]) -> Jso
         return facts
     auc = round(float(roc_auc_score(labels, scores[:, 1])), 3)
     ranked = sorted(zip(model[1].coef_[0], model[0].get_feature_names_out(), strict=True))
-    verdict = "style" if auc >= 0.8 else "leaning" if auc >= 0.65 else "content"
     return facts | {
         "auc": auc,
-        "verdict": verdict,
+        "verdict": verdict_on(auc),
         "chosen_words": [str(word) for _, word in reversed(ranked[-8:])],
         "rejected_words": [str(word) for _, word in ranked[:8]],
     }
+
+
+def verdict_on(auc: float) -> str:
+    """What an area under the curve says of the pairs, see `separability`."""
+    return "style" if auc >= 0.8 else "leaning" if auc >= 0.65 else "content"

@@ -4,6 +4,7 @@ manifest.json   its own seal, and byte by byte as cai writes it
 other files     sha256, size and rows, as the manifest has them
 the rows        schema, counts, splits that share no prompt, `reward` that says what `preference` says
 README.md       the numbers in its tables
+the rest        what manifest and card say, made once more: see `verify_contents`
 versions        each after the one before, and changes.parquet
 the run         see `verify_trace`
 """
@@ -18,11 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cai.dataset import CONFIGS, DATASET_SCHEMAS, KIND, SPLITS, json_text, rows_of
+from cai.errors import BadInput
 from cai.findings import Findings
 from cai.hygiene import prompt_key
 from cai.ids import digest, file_digest
 from cai.rows import as_messages
 from cai.seal import SIGNATURE, Json, unsealed
+from cai.verify_contents import check_contents
 from cai.verify_run import files_below
 from cai.verify_trace import trace
 from cai.versions import number_of
@@ -78,7 +81,11 @@ def verify_dataset(folder: Path, run: Path | None, findings: Findings, beside: S
     _check_rows(folder, manifest, findings)
     _check_card(folder, manifest, findings)
     _check_version(folder, manifest, findings)
-    trace(folder, manifest, run, findings, beside)
+    made_of = trace(folder, manifest, run, findings, beside)
+    try:
+        check_contents(folder, manifest, made_of, findings)
+    except BadInput as error:
+        findings.refused(error)
 
 
 def _manifest(folder: Path, findings: Findings) -> Json | None:
@@ -220,7 +227,10 @@ def _check_version(folder: Path, manifest: Json, findings: Findings) -> None:
         return
     where = f"{folder}/manifest.json, version"
     findings.same(where, version["name"], folder.name, "the name")
-    before = version["before"]
+    before, number = version["before"], number_of(folder)
+    if number is not None:
+        last = f"v{number - 1:04d}" if number > 1 else None
+        findings.same(where, before["name"] if before is not None else None, last, "the version before is")
     if before is not None:
         _check_before(folder, before, findings)
         counted: Counter[tuple[str, str, str]] = Counter()

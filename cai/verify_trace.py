@@ -46,46 +46,55 @@ _Sums = tuple[int, ...]
 _Name = tuple[str, str, str]
 
 
-def trace(folder: Path, manifest: Json, given: Path | None, findings: Findings, beside: Sequence[Path] = ()) -> None:
+def trace(
+    folder: Path, manifest: Json, given: Path | None, findings: Findings, beside: Sequence[Path] = ()
+) -> Run | None:
     """Follow every row back into the run: the one that is given, or that one of those `beside` which it was made of, or
-    else the one that the manifest leads to."""
-    if not _followed(folder, manifest, given, findings, beside):
+    else the one that the manifest leads to. Returns the run if it is there as it was when the dataset was made."""
+    run = _run_of(folder, manifest, given, findings, beside)
+    if run is None:
         findings.unchecked.append(str(folder))
-
-
-def _followed(folder: Path, manifest: Json, given: Path | None, findings: Findings, beside: Sequence[Path]) -> bool:
-    """Whether the dataset was held against its run; if not, something has been said."""
-    near = None if given is not None else _among(beside, folder, manifest)
-    place = given or near or _find(folder, manifest)
-    if place is None or not (place / "settings.json").is_file():
-        if given is not None:
-            findings.differ(given, "no run", "the run that the dataset was made of")
-            return False
-        findings.note(
-            f"{folder}: NOT CHECKED against its run, which is not where it was ({_told(manifest)}): whether each row "
-            "has its trace there, and the constitutions' text in the card. Give --run RUN."
-        )
-        return False
-    run = Run(place)
+        return None
+    as_it_was = False
     try:
-        if not _is_its_run(run, folder, manifest, given is not None, findings):
-            return False
-        if beside and given is None and near is None:
-            findings.note(
-                f"{folder}: none of the runs that were given with it is the one that it was made of; that was looked "
-                f"for, and found in {run.folder}."
-            )
-        findings.held_against.append(str(run.folder))
-        findings.step(f"{folder}: following each row back into {place}.")
+        as_it_was = _is_as_it_was(run, manifest)
+        findings.held(run.folder)
+        findings.step(f"{folder}: following each row back into {run.folder}.")
         changed_later = _changed_later(folder) if "version" in manifest else frozenset[_Name]()
-        data = _Data(folder, run, changed_later, not _is_as_it_was(run, manifest))
+        data = _Data(folder, run, changed_later, not as_it_was)
         _check_answers(data, findings)
         _check_pairs(data, findings)
         _check_card(data, findings)
     except BadInput as error:
         findings.refused(error)
         findings.note(f"{folder}: not every row was followed back, since its run is not what was written.")
-    return True
+        return None
+    return run if as_it_was else None
+
+
+def _run_of(folder: Path, manifest: Json, given: Path | None, findings: Findings, beside: Sequence[Path]) -> Run | None:
+    """The run to hold a dataset against; None if there is none, and then something has been said."""
+    near = None if given is not None else _among(beside, folder, manifest)
+    place = given or near or _find(folder, manifest)
+    if place is None or not (place / "settings.json").is_file():
+        if given is not None:
+            findings.differ(given, "no run", "the run that the dataset was made of")
+            return None
+        findings.note(
+            f"{folder}: NOT CHECKED against its run, which is not where it was ({_told(manifest)}): whether each row "
+            "has its trace there, the constitutions' text in the card, and most numbers of its manifest. Give --run "
+            "RUN."
+        )
+        return None
+    run = Run(place)
+    if not _is_its_run(run, folder, manifest, given is not None, findings):
+        return None
+    if beside and given is None and near is None:
+        findings.note(
+            f"{folder}: none of the runs that were given with it is the one that it was made of; that was looked "
+            f"for, and found in {run.folder}."
+        )
+    return run
 
 
 def _among(runs: Sequence[Path], folder: Path, manifest: Json) -> Path | None:
@@ -162,7 +171,8 @@ def _is_its_run(run: Run, folder: Path, manifest: Json, given: bool, findings: F
             return False
         findings.note(
             f"{folder}: the run {run.folder} has another manifest than when this was exported, so commands have worked "
-            "on it since (or somebody has changed it: cai verify on the run tells)."
+            "on it since (or somebody has changed it: cai verify on the run tells), and what was counted of it "
+            "then cannot be counted anew."
         )
     else:
         findings.looked["manifests of the run, by their sha256"] += 1

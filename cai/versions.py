@@ -107,7 +107,12 @@ def last_version(out: Path) -> Version | None:
     manifest = check_versions(out)
     if manifest is None:
         return None
-    folder = out / f"v{max(_numbers(out)):04d}"
+    return read_version(out / f"v{max(_numbers(out)):04d}")
+
+
+def read_version(folder: Path) -> Version:
+    """A version, read whole. Raises BadInput if it is not as it was written."""
+    manifest = _manifest(folder)
     for file in manifest["files"]:
         path = folder / file["path"]
         if not path.is_file() or file_digest(path) != file["sha256"]:

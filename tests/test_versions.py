@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from cai import cli
+from cai import cli, contents
 from cai import export as exporting
 from cai.errors import BadInput, CannotWrite
 from cai.export import export_version
@@ -55,8 +55,8 @@ class Nights:
 
 @pytest.fixture
 def nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nights:
-    few = exporting.separability([], {})
-    monkeypatch.setattr(exporting, "separability", lambda pairs, groups: few)  # a second, and nothing of these tests
+    few = contents.separability([], {})
+    monkeypatch.setattr(contents, "separability", lambda pairs, groups: few)  # a second, and nothing of these tests
     return Nights(tmp_path)
 
 
