@@ -11,7 +11,7 @@ from cai.signing import fingerprint, read_private_key, read_public_key
 from cai.signing import sign as sign_manifest
 from cai.store import Run
 from cai.texts import visible, visible_json
-from cai.verify import is_run
+from cai.verify import is_run, verify_files
 from cai.verify import verify as verify_path
 from cai.verify_dataset import is_dataset, versions_in
 
@@ -107,6 +107,7 @@ def sign(path: str, key: str) -> None:
 
     The signature goes into manifest.json.sig beside it. The manifest holds the sha256 of every other file, so a change
     in any of them is one that the signature does not cover. Whatever writes the manifest anew removes the signature.
+    A folder of which a file is not what the manifest has is not signed: exit code 2.
 
     \b
     Example:
@@ -125,15 +126,25 @@ def sign(path: str, key: str) -> None:
                     else "a run of an earlier version"
                 )
                 raise BadInput(path, found, "a finished one", "Give its commands to their end, then sign it.")
+            _refuse_changed(folder)
             signed = [sign_manifest(folder, private)]
     else:
         folders = versions_in(folder) or ([folder] if is_dataset(folder) else [])
         if not folders:
             found = "no run and no dataset"
             raise BadInput(path, found, "the folder of a run, of a dataset, or of its versions", "Check the path.")
+        for one in folders:
+            _refuse_changed(one)
         signed = [sign_manifest(one, private) for one in folders]
     for file in signed:
         click.echo(visible(f"{file}: signed with the key {fingerprint(private.public())}."))
+
+
+def _refuse_changed(folder: Path) -> None:
+    """Raise BadInput if a file is not what the manifest has: the signature would vouch for what is not there."""
+    for one in verify_files(folder, Progress()).differences[:1]:
+        remedy = f"Restore it, or make it anew; cai verify {folder} names every difference."
+        raise BadInput(str(folder), f"{one.found} ({one.place})", one.expected, remedy)
 
 
 def _several(count: int, what: str) -> str:

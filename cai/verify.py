@@ -1,7 +1,7 @@
 """Prove that nothing of a run or a dataset was changed since it was made. What this proves is in docs/verifying.md."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from cai.findings import Findings
 from cai.runner import Watch
 from cai.seal import SIGNATURE
 from cai.signing import fingerprint, is_signed, read_signature
-from cai.verify_dataset import is_dataset, verify_dataset, verify_versions, versions_in
-from cai.verify_run import verify_run
+from cai.verify_dataset import check_dataset_files, is_dataset, verify_dataset, verify_versions, versions_in
+from cai.verify_run import check_run_files, verify_run
 
 # What reading or comparing can raise where a value is not of the kind, or not in the place, that cai gives it.
 _UNREADABLE = (pa.ArrowException, OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
@@ -39,15 +39,27 @@ def verify(
         found = "no such folder" if not path.exists() else "no run and no dataset"
         expected = "the folder of a run (it has settings.json), of a dataset, or of its versions"
         raise BadInput(str(path), found, expected, "Check the path.")
+    _look(look, path, findings)
+    for folder in versions or [path]:
+        check_signature(folder, public_key, findings)
+    return findings
+
+
+def verify_files(folder: Path, watch: Watch) -> Findings:
+    """Look whether each file of a finished run, or of a dataset, is what its manifest has, and at nothing else."""
+    findings = Findings(watch)
+    check = check_run_files if is_run(folder) else check_dataset_files
+    _look(partial(check, folder, findings), folder, findings)
+    return findings
+
+
+def _look(look: Callable[[], None], path: Path, findings: Findings) -> None:
     try:
         look()
     except BadInput as error:
         findings.refused(error)
     except _UNREADABLE as error:  # every digest fits, so somebody has made files that cai never writes
         findings.differ(path, f"something that cannot be read ({brief(error)})", "what cai wrote")
-    for folder in versions or [path]:
-        check_signature(folder, public_key, findings)
-    return findings
 
 
 def is_run(path: Path) -> bool:

@@ -88,6 +88,13 @@ def verify_dataset(folder: Path, run: Path | None, findings: Findings, beside: S
         findings.refused(error)
 
 
+def check_dataset_files(folder: Path, findings: Findings) -> None:
+    """Name every file of a dataset that is not what its manifest has, and no more."""
+    manifest = _manifest(folder, findings)
+    if manifest is not None:
+        _check_files(folder, manifest, findings)
+
+
 def _manifest(folder: Path, findings: Findings) -> Json | None:
     path = folder / "manifest.json"
     findings.looked["files"] += 1

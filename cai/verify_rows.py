@@ -26,6 +26,7 @@ from cai.review import Answers, answers_given
 from cai.seal import Json
 from cai.store import Run
 from cai.verify_again import again
+from cai.verify_entry import check_entry
 from cai.verify_read import Reading, Shard
 from cai.verify_source import reread
 
@@ -201,6 +202,7 @@ def _check_counts(run: Run, stage: str, entry: Json, read: Sequence[str], findin
     findings.same(where, told["read"], prompts.get("rows"), "rows that were read:")
     if prompts.get("sha") is not None:
         findings.same(where, digest(list(read)), prompts["sha"], "shards that have read the rows with the digest")
+    check_entry(run, stage, entry, findings)
     findings.step(f"cai {stage}: counting the rows anew.")
     counts: Any = json.loads(json.dumps(count_stage(run, stage)))
     same_version = entry.get("versions", {}).get("cai") == version("cai")

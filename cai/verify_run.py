@@ -60,6 +60,16 @@ def verify_run(folder: Path, findings: Findings) -> None:
         check_rows(run, stage, sound, findings)
 
 
+def check_run_files(folder: Path, findings: Findings) -> None:
+    """Name every file of a finished run that is not what its manifest has, and no more: the rows are not looked at."""
+    run = Run(folder)
+    if all(_check_canonical(folder / name, findings) for name in ("settings.json", "manifest.json")):
+        settings, manifest = run.settings(), run.manifest()
+        _check_tables(run, settings, manifest, findings)
+        _check_others(run, [], findings)
+        _check_extra(run, settings, manifest, findings)
+
+
 def _check_canonical(path: Path, findings: Findings) -> bool:
     """Whether a file of sealed records is sound, and byte by byte as it is written; with no file there is none."""
     run = Run(path.parent)
