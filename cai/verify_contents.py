@@ -158,7 +158,7 @@ def _check_numbers(folder: Path, manifest: Json, run: Run, method: ExportMethod 
         since = Since(manifest["version"]["name"], last) if "version" in manifest else None
         contents = make_contents(run, sources, since.splits() if since is not None else {})
         made, told = dict(contents.manifest), {one: manifest[one] for one in manifest.keys() - _OF_THE_FILES}
-        if _is_nearly(told.get("separability"), made["separability"]):
+        if is_nearly(told.get("separability"), made["separability"]):
             told["separability"] = made["separability"]
             if manifest["separability"] != made["separability"]:
                 findings.note(f"{where}, separability: it comes out a little otherwise here, as it may elsewhere.")
@@ -249,7 +249,7 @@ def _version_before(folder: Path, manifest: Json) -> Version | str | None:
     return f"the version before, {before['name']}, is not beside it as it was"
 
 
-def _is_nearly(told: Any, made: Json) -> bool:
+def is_nearly(told: Any, made: Json) -> bool:
     """Whether what is told of the words that tell answers apart is what another machine may have computed."""
     if told == made:
         return True

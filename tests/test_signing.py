@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -282,3 +283,43 @@ def test_cai_verify_ends_with_one_where_the_signature_is_another_s(finished: Pat
     folder = export(finished, sign=private)
     done = CliRunner().invoke(cai, ["verify", str(folder), "--key", other])
     assert isinstance(done.exception, CheckFailed) and "found a signature by the key" in done.output
+
+
+def one_more_word(folder: Path) -> None:
+    with (folder / "README.md").open("a") as file:
+        file.write("x\n")
+
+
+BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "a changed file": ("set", one_more_word, r"other bytes, with the sha256 .*README\.md"),
+    "one more file": ("set", lambda folder: (folder / "notes.txt").touch(), "a file that is none of this dataset's"),
+    "a file that is gone": ("set", lambda folder: next(folder.glob("sft/*")).unlink(), "no such file"),
+    "a broken seal": ("set", lambda folder: (folder / "manifest.json").write_text('{"kind": "cai export"}'), "no seal"),
+    "a changed table": (
+        "run", lambda folder: (folder / "labels/part-00000.parquet").write_bytes(b"PAR1"), "other bytes.*labels/part"
+    ),
+    "a changed journal": (
+        "run", lambda folder: (folder / "journal/part-00000.jsonl").open("a").write("x\n"), "2 bytes more.*journal/"
+    ),
+    "a stray file": ("run", lambda folder: (folder / "notes.txt").touch(), "a file that is none of this run's"),
+    "the second of two versions": ("sets", lambda folder: one_more_word(folder / "v0002"), "other bytes.*v0002"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_folder_that_does_not_fit_its_manifest_is_not_signed(finished: Path, tmp_path: Path, kind: str):
+    private, _ = write_keys(tmp_path)
+    export(finished)
+    for licence in ("a", "b"):
+        settings = ExportSettings(run=str(finished / "run"), out=str(finished / "sets"), versions=True, licence=licence)
+        asyncio.run(export_stage(settings, Quiet()))
+    where, change, words = BROKEN[kind]
+    words_of = ["sign", str(finished / where), "--key", private]
+    assert CliRunner().invoke(cai, words_of).exit_code == 0
+    for path in finished.rglob("manifest.json.sig"):
+        path.unlink()
+    change(finished / where)
+    done = CliRunner().invoke(cai, words_of)
+    assert isinstance(done.exception, BadInput) and done.exception.exit_code == 2
+    assert re.search(f"found .*{words}", str(done.exception)) and "\n" not in str(done.exception), str(done.exception)
+    assert not list(finished.rglob("manifest.json.sig"))
