@@ -4,7 +4,7 @@ import json
 from importlib.metadata import version
 
 from cai.audit import cost
-from cai.findings import Findings
+from cai.findings import Findings, brief_of
 from cai.seal import Json
 from cai.store import Run
 
@@ -25,9 +25,12 @@ def check_entry(run: Run, stage: str, entry: Json, findings: Findings) -> None:
     if asked is not None and entry.get("versions") != asked:
         # A review may be entered, or a killed stage be ended, by a later version.
         findings.note(f"{where}: its versions are not those that its last calls were asked with, in sessions.jsonl.")
+    # Pairs are made of the run's own rows, all else is read from elsewhere.
+    wrong, expected = ("file", "none: its pairs are made of the run") if stage == "label" else ("made_of", "none")
+    if prompts.get(wrong) is not None:
+        findings.differ(f"{where}, prompts, {wrong}", brief_of(prompts[wrong]), expected)
     if stage in ("generate", "revise"):
-        findings.same(where, prompts.get("made_of"), None, "rows that are made of")
         limit, samples = prompts.get("limit"), entry["settings"].get("samples", 1)
         if limit is not None and entry["counts"]["read"] > limit * samples:
             found = f"{entry['counts']['read']} rows, {samples} of each prompt"
-            findings.differ(f"{where}, limit", found, f"at most the {limit} prompts of its limit")
+            findings.differ(f"{where}, prompts, limit", found, f"at most the {limit} prompts of its limit")
