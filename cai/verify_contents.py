@@ -91,11 +91,21 @@ def _check_card(folder: Path, manifest: Json, constitutions: Sequence[Constituti
     lines = zip_longest(found.split("\n"), made.split("\n"))
     for number, (line, wanted) in enumerate(lines, start=1):
         if line != wanted:
-            told = [brief_of(one) if one is not None else "the end" for one in (line, wanted)]
-            expected = f"what the manifest and the constitution make: {told[1]}"
-            findings.differ(f"{folder}/README.md, line {number}", told[0], expected)
+            told, made = _parts(line, wanted)
+            expected = f"what the manifest and the constitution make: {made}"
+            findings.differ(f"{folder}/README.md, line {number}", told, expected)
             return
     findings.looked["cards made once more"] += 1
+
+
+def _parts(line: str | None, wanted: str | None) -> tuple[str, str]:
+    """Two lines from shortly before they part; None is the end of a text."""
+    if line is None or wanted is None:
+        return ("the end", brief_of(wanted)) if line is None else (brief_of(line), "the end")
+    both = enumerate(zip(line, wanted, strict=False))
+    same = next((at for at, pair in both if pair[0] != pair[1]), min(len(line), len(wanted)))
+    first, second = (brief_of(f"...{one[same - 40 :]}" if same > 40 else one) for one in (line, wanted))
+    return first, second
 
 
 def _without_constitution(text: str) -> str:

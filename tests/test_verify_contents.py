@@ -142,6 +142,7 @@ def test_a_sentence_or_a_number_of_the_card_that_cai_did_not_write_is_found_also
     assert len(found.differences) == 1 and found.looked["cards made once more"] == 0
     assert "README.md, line " in found.differences[0].place
     assert "what the manifest and the constitution make: " in found.differences[0].expected
+    assert new.splitlines()[-1] in found.differences[0].found, "the line is cut where it differs"
 
 
 def change_files(folder: Path, run: Path, names: str, change: Callable[[list[Any]], list[Any]]) -> None:
