@@ -12,6 +12,7 @@ from cai.journal import Tally
 from cai.texts import visible
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_FOR_A_SPEED = 2.0  # of less, rows/s would be chance
 
 
 class Progress:
@@ -45,18 +46,17 @@ class Progress:
         self._new += 1
         self._dropped += not kept
         seconds = time.monotonic() - self._begun
-        rate = f"{self._new / seconds:.2f} rows/s" if seconds else ""
+        rate = f"{self._new / seconds:.2f} rows/s" if seconds >= SECONDS_FOR_A_SPEED else ""
         done = self._finished + self._new
         if self._bar is not None:
             self._bar.update(
-                self._task, completed=done, rate=rate + (f", {self._dropped} dropped" if self._dropped else "")
+                self._task, completed=done, rate=_listed(rate, f"{self._dropped} dropped" if self._dropped else "")
             )
         elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES or done == self._rows:
             self._said = time.monotonic()
             left = (self._rows - done) * seconds / self._new
-            self.say(
-                f"{self._stage}: {done} of {self._rows} rows, {rate}, {self._dropped} dropped, about {left:.0f} s left"
-            )
+            done_of = f"{self._stage}: {done} of {self._rows} rows"
+            self.say(_listed(done_of, rate, f"{self._dropped} dropped", f"about {left:.0f} s left"))
 
     def end(self) -> None:
         if self._bar is not None:
@@ -72,3 +72,7 @@ class Progress:
             self._bar.console.print(escape(visible(sentence)))
         else:
             print(visible(sentence), file=sys.stderr, flush=True)
+
+
+def _listed(*words: str) -> str:
+    return ", ".join(word for word in words if word)
