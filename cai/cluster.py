@@ -140,7 +140,7 @@ class Connected:
         self._size = (gpus, cpus)
         room = sum(_fits(node, gpus, cpus) for node in alive)
         by_gpus = sum(_fits(node, gpus, 0) for node in alive) if gpus else len(alive)
-        seats = self._cluster.actors or min(by_gpus, max(room, 1))
+        seats = self._cluster.actors or max(1, min(by_gpus, room))
         if seats > room:
             whole = ", ".join(f"{sum(node.get(kind, 0) for node in alive):g} {kind}s" for kind in ("GPU", "CPU"))
             found = f"room for {room} actors of {gpus:g} GPUs and {cpus:g} CPUs in a Ray cluster of {whole}"

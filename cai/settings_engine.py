@@ -105,6 +105,15 @@ class EngineSettings(BaseModel):
     )
 
     @model_validator(mode="after")
+    def _whoever_names_a_cluster_uses_it(self) -> Self:
+        # Compared with the defaults, since a deployment gives every parameter.
+        fields = type(self).model_fields
+        given = [name for name in fields if name.startswith("ray_") and getattr(self, name) != fields[name].default]
+        if given and self.on != "ray":
+            raise ValueError(f"{', '.join(given)} without on ray: the engines would run in this process")
+        return self
+
+    @model_validator(mode="after")
     def _whoever_shortens_counts_tokens(self) -> Self:
         fields = type(self).model_fields
         served = any(getattr(self, name) for name in fields if name == "endpoint" or name.endswith("_endpoint"))

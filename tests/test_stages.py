@@ -19,6 +19,7 @@ from cai.errors import BadInput, CheckFailed, EngineGaveUp, RequestRefused
 from cai.ids import file_digest
 from cai.screen import print_report
 from cai.settings import GenerateSettings, ReviseSettings
+from cai.settings_load import load_settings
 from cai.stage_run import Outcome
 from cai.stages import generate_stage, revise_stage
 from cai.store import Run, open_run
@@ -110,6 +111,19 @@ def test_older_turns_may_be_left_out_if_asked_and_the_row_says_how_many_were(
 def test_a_server_shortens_nothing(prompts: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="long_prompts shorten with a server"):
         ReviseSettings(prompts=str(prompts), out="x", endpoint=("http://127.0.0.1:9",), long_prompts="shorten")
+
+
+@pytest.mark.parametrize(
+    "given", [{"ray_address": "127.0.0.1:1"}, {"ray_actors": 2}, {"ray_gpus": 0.0}, {"ray_cpus": 2.0}]
+)
+def test_an_option_of_ray_needs_ray_and_its_default_does_not(prompts: Path, given: dict[str, Any]):
+    (name,) = given
+    needed = {"prompts": str(prompts), "out": "x"}
+    with pytest.raises(BadInput, match=f"found {name} without on ray"):
+        load_settings(ReviseSettings, None, {**needed, **given})
+    assert load_settings(ReviseSettings, None, {**needed, **given, "on": "ray"}).on == "ray"
+    default = ReviseSettings.model_fields[name].default
+    assert load_settings(ReviseSettings, None, {**needed, name: default}).on == "local"
 
 
 def test_the_manifest_answers_for_every_file_digest_setting_count_and_token(prompts: Path, tmp_path: Path):
