@@ -174,9 +174,14 @@ def print_result(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         session = outcome.session
         calls = {"asked_calls": session.asked_calls, "reused_calls": session.reused_calls}
-        _json({"entry": outcome.entry, **calls, "alarms": _alarms(outcome)})
+        _json({"entry": outcome.entry, **calls, "session": _session(outcome), "alarms": _alarms(outcome)})
     else:
         print_outcome(outcome)
+
+
+def _session(outcome: Outcome) -> Json:
+    """What this time took; the entry's cost is that of all sessions."""
+    return {**asdict(outcome.session), "seconds": round(outcome.seconds, 1)}
 
 
 def _alarms(outcome: Outcome) -> list[Json]:
@@ -191,7 +196,8 @@ def print_finished(finished: Finished, as_json: bool) -> None:
     if as_json:
         stages = {"revise": finished.revised.entry, "label": finished.labelled.entry}
         alarms = [*_alarms(finished.revised), *_alarms(finished.labelled)]
-        _json({**stages, "export": finished.dataset.manifest, "alarms": alarms})
+        session = {"revise": _session(finished.revised), "label": _session(finished.labelled)}
+        _json({**stages, "export": finished.dataset.manifest, "session": session, "alarms": alarms})
         return
     print_outcome(finished.revised)
     print_outcome(finished.labelled)

@@ -7,6 +7,7 @@ from itertools import accumulate
 
 from cai.audit import TABLES
 from cai.inputs import Chunk
+from cai.pairs import NO_PAIR
 from cai.refusals import is_refusal
 from cai.rows import Drop, Pair
 from cai.store import Json, Run
@@ -49,11 +50,13 @@ def bound_of(told: str) -> tuple[str, Bound]:
 
 @dataclass(frozen=True, slots=True)
 class NewRows:
-    """The part of a shard that is new: so many records, and the ids of those in it that are not."""
+    """The part of a shard that is new: so many records, and of those that are not the ids, and how many rows among
+    them make no pair."""
 
     shard: int
     records: int
     older: frozenset[str] = frozenset()
+    older_without_pair: int = 0
 
 
 @dataclass(slots=True)
@@ -81,7 +84,10 @@ class Mean:
 
 
 def measure(run: Run, stage: str, new: Iterable[NewRows]) -> dict[str, Mean]:
-    """The figures of a stage over new rows, by name; those of which there is no value are left out."""
+    """The figures of a stage over new rows, by name; those of which there is no value are left out.
+
+    A row whose answers are all the same is no dropped pair: it is not among what could have been judged.
+    """
     means: dict[str, Mean] = {name: Mean() for name in BOUNDS}
     name_of = "pair_id" if stage == "label" else "row_id"
     for part in new:
@@ -92,7 +98,8 @@ def measure(run: Run, stage: str, new: Iterable[NewRows]) -> dict[str, Mean]:
                 for name, value in _values(stage, row):
                     means[name].add(float(value))
         means["drop_rate"].add(0.0, kept)
-        means["drop_rate"].add(1.0, max(0, part.records - kept))
+        without_pair = sum(drop["reason"] == NO_PAIR for drop in run.shard_drops(stage, part.shard))
+        means["drop_rate"].add(1.0, max(0, part.records - kept - (without_pair - part.older_without_pair)))
     return {name: mean for name, mean in means.items() if mean.values}
 
 
@@ -129,6 +136,6 @@ def new_rows(chunks: Callable[[], Iterable[Chunk]], sizes: Mapping[int, int], fi
         elif end > first:  # the last shard of an earlier session, which has grown
             items = next((chunk.items for chunk in chunks() if chunk.index == index), ())[: size - (end - first)]
             kept = (item for item in items if not isinstance(item, Drop))
-            yield NewRows(
-                index, end - first, frozenset(item.pair_id if isinstance(item, Pair) else item.row_id for item in kept)
-            )
+            ids = frozenset(item.pair_id if isinstance(item, Pair) else item.row_id for item in kept)
+            without_pair = sum(isinstance(item, Drop) and item.reason == NO_PAIR for item in items)
+            yield NewRows(index, end - first, ids, without_pair)

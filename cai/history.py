@@ -10,7 +10,8 @@ next, and nothing is told twice.
 
 A figure has shifted if it is further from the mean of the earlier sessions than its bound, and further than chance
 would have it: `SIGMAS` standard errors of the difference. The earlier ones are the last `LOOK_BACK` of the same stage
-on the same source.
+on the same source. Of few values no difference is beyond chance, since the error is that over all of them together:
+see `too_few`.
 """
 
 import math
@@ -25,6 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cai.audit import cost
 from cai.errors import BadInput, CaiError, CannotWrite
 from cai.figures import Bound, Mean, measure, new_rows
 from cai.files import write_atomically, writing
@@ -35,6 +37,8 @@ from cai.store import Json, Run, to_table
 
 SIGMAS = 4.0
 LOOK_BACK = 10
+# What the sessions took; earlier versions wrote none of it.
+COST = ("sessions", "asked_calls", "prompt_tokens", "completion_tokens", "seconds")
 
 _NAME = re.compile(r"[a-z]+-[0-9a-f]{8}-[0-9a-f]{12}-[0-9]{8,}-([0-9]{8,})\.parquet")
 
@@ -80,7 +84,7 @@ class History:
         return max((int(end[1]) for end in ends if end), default=0)
 
     def sessions(self, beginning: str = "") -> list[list[Json]]:
-        """The figures of each session, oldest first."""
+        """The figures of each session, oldest first; what an earlier version did not write is None."""
         found = [(name, self._read(name)) for name in self.names(beginning)]
         sound = [(rows[0]["finished"], name, rows) for name, rows in found if rows]
         return [rows for _, _, rows in sorted(sound, key=lambda one: one[:2])]
@@ -91,7 +95,7 @@ class History:
                 table = file.read()
             rows: list[Json] = table.to_pylist()
             if table.schema.metadata[b"cai"].decode() == _seal(name, rows) and rows:
-                return rows
+                return [dict.fromkeys(COST) | row for row in rows]
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
             pass
         self.damaged.append(str(self.folder / name))
@@ -111,11 +115,12 @@ class History:
 
 def tell(
     run: Run, stage: str, chunks: Callable[[], Iterable[Chunk]], sizes: Mapping[int, int], source: str,
-    history: History, bounds: Mapping[str, Bound], say: Callable[[str], None],
+    history: History, bounds: Mapping[str, Bound], say: Callable[[str], None], anew: bool = False,
 ) -> tuple[Alarm, ...]:  # fmt: skip
     """Compare what a finished stage has made since it was last told of with the sessions before, and write it down.
 
-    `chunks` reads the stage's source again, `sizes` are the records in each of its shards. A history that cannot be
+    `chunks` reads the stage's source again, `sizes` are the records in each of its shards; `anew` says that this
+    session has made anew what was there with other settings. A history that cannot be
     read or written costs the run nothing: it is said, and the next session tells of these rows as well. Raises BadInput
     if a shard of the run is damaged.
     """
@@ -126,6 +131,7 @@ def tell(
         if first >= sum(sizes.values()):
             return ()
         earlier = history.sessions(alike)[-LOOK_BACK:]
+        taken = _taken(run, stage, history, own, anew)
     except CaiError as error:
         say(f"{error} What this session made is compared with nothing, and not in the history.")
         return ()
@@ -134,8 +140,10 @@ def tell(
     measured = measure(run, stage, new_rows(chunks, sizes, first))
     figures = [
         _compared(one, earlier, bounds)
-        for one in _figures(run, stage, source, first, sum(sizes.values()) - first, measured)
+        for one in _figures(run, stage, source, first, sum(sizes.values()) - first, measured, taken)
     ]
+    if not figures:  # of the new rows none makes a pair
+        return ()
     alarms = tuple(_alarm(one, earlier) for one in figures if one.shifted)
     for alarm in alarms:
         say(alarm.sentence)
@@ -151,8 +159,22 @@ def _identity(run: Run, stage: str) -> str:
     return digest([next(iter(run.sessions(stage))), run.settings()[stage]])[:12]
 
 
+def _taken(run: Run, stage: str, history: History, own: str, anew: bool) -> Json:
+    """What the sessions of a stage took since it was last told of, so also those that were stopped before they could.
+
+    Where that cannot be known, what the last of them took.
+    """
+    sessions, before = run.sessions(stage), History(history.folder).sessions(own)
+    last = max(len(sessions) - 1, 0)
+    told: int | None = before[-1][0]["sessions"] if before else last if anew else 0
+    if told is None or len(before) < len(history.names(own)):
+        told = last
+    total = cost(sessions[told:])
+    return {"sessions": len(sessions)} | {name: total[name] for name in COST if name != "sessions"}
+
+
 def _figures(
-    run: Run, stage: str, source: str, first: int, records: int, measured: Mapping[str, Mean]
+    run: Run, stage: str, source: str, first: int, records: int, measured: Mapping[str, Mean], taken: Json
 ) -> Iterator[Figure]:
     finished = datetime.now(UTC).isoformat(timespec="milliseconds")
     belongs = run.settings()[stage]
@@ -163,7 +185,7 @@ def _figures(
     for name, mean in measured.items():
         yield Figure(
             finished, str(run.folder), stage, source, first, records, name, mean.values, mean.mean, mean.deviation,
-            None, False, models, constitution, templates, checks, digest(belongs["settings"]),
+            None, False, models, constitution, templates, checks, digest(belongs["settings"]), **taken,
         )  # fmt: skip
 
 
@@ -193,6 +215,14 @@ def _error(now: Figure, before: Mean) -> float:
     both = Mean(now.values, now.mean, now.deviation**2 * now.values)
     both.join(before)
     return both.deviation * math.sqrt(1 / now.values + 1 / before.values)
+
+
+def too_few(values: int, before: int) -> bool:
+    """Whether no difference between so many values of a session and of those before could be beyond chance.
+
+    Two groups that agree within themselves lie sqrt(values + before) standard errors apart, and no others further.
+    """
+    return values + before <= SIGMAS**2
 
 
 def _alarm(figure: Figure, earlier: Sequence[Sequence[Json]]) -> Alarm:

@@ -238,6 +238,7 @@ class Figure:
 
     The session told of the run's records from number `first_row` on, `rows_read` of them. `earlier` is the mean over
     the sessions before it on the same source, None without one; `shifted` says that the figure is too far from it.
+    Calls, tokens and seconds are those that it took; `sessions` counts the lines of sessions.jsonl that were told of.
     """
 
     finished: str
@@ -257,6 +258,11 @@ class Figure:
     templates_sha: str
     checks_sha: str
     settings_sha: str
+    sessions: int
+    asked_calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
 
 
 def shortenable(item: Row | Pair) -> Row | Pair:
@@ -444,6 +450,11 @@ HISTORY = schema_of(
     ("templates_sha", pa.string()),
     ("checks_sha", pa.string()),
     ("settings_sha", pa.string()),
+    ("sessions", pa.int64()),
+    ("asked_calls", pa.int64()),
+    ("prompt_tokens", pa.int64()),
+    ("completion_tokens", pa.int64()),
+    ("seconds", pa.float64()),
     nullable=("earlier",),
 )
 

@@ -75,7 +75,7 @@ async def run_stage(
         late = _add_missing_session(run, stage)
         if plan.to_do() or late or stage.name not in run.manifest() or not run.is_listed(stage.name):
             run.write_manifest(stage.name, _manifest_entry(run, stage, source, plan, belongs))
-        alarms = _compare(run, stage, source, plan, watch)
+        alarms = _compare(run, stage, source, plan, watch, anew)
         outcome = Outcome(stage.name, stage.out, run.manifest()[stage.name], tally, time.monotonic() - begun, alarms)
     counts = outcome.entry["counts"]
     if counts["kept"] == 0 and set(counts["dropped_by_reason"]) == {NO_PAIR}:
@@ -99,7 +99,7 @@ def _add_missing_session(run: Run, stage: Stage) -> bool:
     return True
 
 
-def _compare(run: Run, stage: Stage, source: Source, plan: Plan, watch: Watch) -> tuple[Alarm, ...]:
+def _compare(run: Run, stage: Stage, source: Source, plan: Plan, watch: Watch, anew: bool) -> tuple[Alarm, ...]:
     """Write what is new in a finished stage into the history beside the run, and compare it with what is there."""
     settings = stage.settings
     if not isinstance(settings, Comparing) or settings.history == "off":
@@ -107,7 +107,7 @@ def _compare(run: Run, stage: Stage, source: Source, plan: Plan, watch: Watch) -
     folder = Path(os.path.abspath(stage.out)).parent / "history" if settings.history == "on" else Path(settings.history)
     origin = answers_from(run) if stage.name == "label" else source.spec
     chunks, bounds = partial(source.chunks, stage.shard_rows), settings.bounds()
-    return tell(run, stage.name, chunks, plan.sizes, origin, History(folder), bounds, watch.say)
+    return tell(run, stage.name, chunks, plan.sizes, origin, History(folder), bounds, watch.say, anew)
 
 
 async def _work_through(

@@ -9,7 +9,7 @@ from typing import Any
 from cai.drawing import COLOURS, Drawing, printed
 from cai.errors import BadInput
 from cai.figures import BOUNDS
-from cai.history import History
+from cai.history import COST, LOOK_BACK, History, too_few
 from cai.label import LARGEST_MARGIN
 from cai.store import Json
 
@@ -17,12 +17,14 @@ from cai.store import Json
 _SHARED = (
     *("finished", "run", "stage", "source", "first_row", "rows_read", "models"),
     *("constitution_sha", "templates_sha", "checks_sha", "settings_sha"),
+    *(name for name in COST if name != "sessions"),
 )
 _FIGURE = ("values", "mean", "deviation", "earlier", "shifted")
 
 
 def sessions_of(history: History) -> list[Json]:
-    """Every session, oldest first, each with its figures by name. Raises BadInput if the folder holds none."""
+    """Every session, oldest first, each with its figures by name, and of each whether there were too few rows to judge
+    it. Raises BadInput if the folder holds none."""
     if not history.folder.is_dir():
         raise BadInput(f"--history {history.folder}", "no such folder", "a folder of figures", _WHERE)
     found = [
@@ -33,6 +35,12 @@ def sessions_of(history: History) -> list[Json]:
     if not found:
         damaged = f" but {len(history.damaged)} damaged files" if history.damaged else ""
         raise BadInput(f"--history {history.folder}", f"no figures{damaged}", "those of a finished session", _WHERE)
+    for series in series_of(found):
+        for place, session in enumerate(series.sessions):
+            earlier = [one["figures"] for one in series.sessions[max(0, place - LOOK_BACK) : place]]
+            for name, figure in session["figures"].items():
+                before = sum(one[name]["values"] for one in earlier if name in one)
+                figure["too_few"] = figure["earlier"] is not None and too_few(figure["values"], before)
     return found
 
 
@@ -141,7 +149,8 @@ def _points(series: Series, name: str, panel: str) -> list[_Point]:
         if figure is not None:
             mean, error = figure["mean"], figure["deviation"] / figure["values"] ** 0.5
             shifted = f", shifted from {figure['earlier']:.3g}" if figure["shifted"] else ""
-            told = f"{session['finished'][:16]}: {mean:.3g} over {figure['values']}{shifted}; {session['run']}"
+            judged = ", too few rows to judge" if figure["too_few"] else ""
+            told = f"{session['finished'][:16]}: {mean:.3g} over {figure['values']}{shifted}{judged}; {session['run']}"
             points.append(_Point(f"{panel}-{name}-{place}", place, mean, error, figure["shifted"], told))
     return points
 

@@ -6,23 +6,29 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from cai import stage_run, stages
+from cai.cli import cai
 from cai.engines import Request
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput
-from cai.figures import Mean
-from cai.history import History
+from cai.figures import BOUNDS, Mean
+from cai.history import COST, History, _compared, _seal, too_few
+from cai.journal import Tally
+from cai.rows import Figure
 from cai.settings import GenerateSettings, LabelSettings, ReviseSettings
 from cai.settings_load import load_settings
 from cai.stage_run import Outcome
 from cai.stages import generate_stage, label_stage, revise_stage
 from cai.store import Json, Run, open_run
+from cai.trends import sessions_of
 from tests.conftest import Quiet, table_bytes, write_jsonl
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -96,9 +102,106 @@ def test_each_session_that_makes_rows_leaves_the_figures_of_those_rows_and_no_ot
         assert told["position_gap"]["mean"] == pytest.approx(statistics.fmean(gaps))
         assert told["undecided_rate"]["mean"] == pytest.approx(statistics.fmean(r["judged"] == "none" for r in labels))
         assert told["drop_rate"]["source"] == str(nights.prompts), "labels are compared by where the prompts came from"
+        assert (told["drop_rate"]["values"], told["drop_rate"]["mean"]) == (len(labels), 0)
+    assert {drop["reason"] for drop in run.dropped("label", "labels")} == {"no_pair"}, "which is no drop of a pair"
     assert len(labelled) == 2 and sum(told["undecided_rate"]["values"] for told in labelled) == len(
         list(run.records("labels"))
     )
+
+
+def test_a_label_that_finds_no_pair_at_all_has_no_figures_and_the_next_one_has(nights: Nights):
+    nights.revise(6, rounds=0)
+    outcome, said = nights.label()
+    assert outcome.entry["counts"]["dropped"] == 6 - 1 and not [one for one in said if "larm" in one]
+    assert nights.told("label") == []
+    outcome, _ = nights.label()
+    assert (nights.told("label"), outcome.session.asked_calls) == ([], 0)
+
+
+def test_what_a_session_took_is_told_with_what_stopped_ones_took_and_nothing_twice(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+):
+    def took() -> list[tuple[int, int, int, float]]:
+        columns = ("asked_calls", "prompt_tokens", "completion_tokens", "seconds")
+        return [tuple(one["drop_rate"][name] for name in columns) for one in nights.told()]
+
+    first, _ = nights.generate(6)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_run, "tell", lambda *_: ())  # as if it had been killed there
+        second, _ = nights.generate(9)
+    third, _ = nights.generate(12)
+    tallies = [one.session for one in (first, second, third)]
+    assert [one.asked_calls for one in tallies] == [5, 3, 3]
+    both = [sum(values) for values in zip(*(_numbers(one) for one in tallies[1:]), strict=True)]
+    assert [one[:3] for one in took()] == [tuple(_numbers(tallies[0])), tuple(both)]
+    lines = open_run(str(nights.folder / "run")).sessions("generate")
+    assert [one[3] for one in took()] == pytest.approx(
+        [lines[0]["seconds"], lines[1]["seconds"] + lines[2]["seconds"]], abs=0.11
+    )
+    # What an earlier version has written says nothing of it, and what a session after it says is its own.
+    for path in nights.history.iterdir():
+        rows = [{name: row[name] for name in row if name not in COST} for row in pq.read_table(path).to_pylist()]
+        table = pq.read_table(path).drop_columns(list(COST)).replace_schema_metadata({"cai": _seal(path.name, rows)})
+        pq.write_table(table, path)
+    fourth, _ = nights.generate(14)
+    assert [one[0] for one in took()] == [None, None, fourth.session.asked_calls] == [None, None, 2]
+    fifth, _ = nights.generate(15)
+    assert took()[-1][:3] == tuple(_numbers(fifth.session))
+
+
+def _numbers(tally: Tally) -> list[int]:
+    return [tally.asked_calls, tally.prompt_tokens, tally.completion_tokens]
+
+
+def test_labels_made_anew_do_not_pay_for_the_old_ones(nights: Nights):
+    nights.revise(8)
+    nights.label()
+    nights.script = lambda request: derived_script(replace(request, seed=1))
+    outcome, _ = nights.label(judge_principles=2, replace=True)
+    asked = outcome.session.asked_calls
+    assert [one["drop_rate"]["asked_calls"] for one in nights.told("label")][-1] == asked > 0
+
+
+@pytest.mark.parametrize("figure", ["refusal_rate", "length_words"])
+def test_of_too_few_values_no_difference_is_a_shift_and_of_one_more_the_greatest_is(figure: str):
+    for now in range(1, 25):
+        for before in range(1, 25):
+            told = Figure(
+                "", "", "generate", "", 0, now, figure, now, 1000.0, 0.0, None, False, "", "", "", "", "",
+                sessions=1, asked_calls=0, prompt_tokens=0, completion_tokens=0, seconds=0.0,
+            )  # fmt: skip
+            earlier = [{"figure": figure, "values": before, "mean": 1.0, "deviation": 0.0}]
+            # A hair's breadth of rounding is no matter: at 16 the two are equal.
+            if now + before != 16:
+                assert _compared(told, [earlier], BOUNDS).shifted is not too_few(now, before), (now, before)
+    assert too_few(8, 8) and not too_few(9, 8)
+
+
+def test_the_table_of_all_sessions_fits_80_columns_and_tells_runs_and_costs_apart(nights: Nights):
+    runs = [f"a-rather-long-name-of-a-folder-for-a-run-{number}" for number in (1, 2, 3)]
+    nights.script = lambda request: 0.9 if request.choices else REFUSAL
+    nights.revise(4, runs[0], gate="on", failed_revision="keep")
+    nights.script = lambda request: 0.1 if request.choices else "Here you are."
+    nights.revise(5, runs[1])
+    nights.revise(80, runs[2])
+    told = CliRunner().invoke(cai, ["report", "--history", str(nights.history)], env={"COLUMNS": "80"})
+    assert told.exit_code == 0, told.output
+    lines = told.output.splitlines()
+    assert max(map(len, lines)) <= 80
+    folded = "".join(line[3:].split("  ")[0].strip() for line in lines)
+    assert all(run in folded for run in runs) and "…" not in told.output
+    flat = " ".join(told.output.split())
+    sessions = sessions_of(History(nights.history))
+    for session in sessions:
+        assert f"{session['asked_calls']:,} {session['prompt_tokens']:,} {session['completion_tokens']:,} " in flat
+    few = [[name for name, one in session["figures"].items() if one["too_few"]] for session in sessions]
+    assert few[0] == few[2] == [] and "refusal_rate" in few[1], "nothing to compare with; too few; enough"
+    assert (
+        told.output.count(" ?\n") + told.output.count(" ?  ") == len(few[1])
+        and f"{len(few[1])} figures are marked with ?" in flat
+    )
+    assert "Up to 16 values" in flat
+    assert sessions[2]["figures"]["refusal_rate"]["shifted"], "80 of them are enough"
 
 
 @pytest.mark.parametrize("moment", ["before the figures", "before the session's line", "after the figures"])

@@ -15,12 +15,16 @@ DAYS = [f"2026-11-{day}T02:16:56.207+00:00" for day in ("20", "21", "22")]
 
 
 def session(finished: str, source: str = "p.jsonl", **figures: tuple[float, float] | None) -> Json:
-    """Figures as (mean, deviation) over 100 values; a mean above 0.6 had shifted from 0.5."""
+    """Figures as (mean, deviation) over 100 values; a mean above 0.6 had shifted from 0.5, one below 0.1 is of too
+    few."""
     told = {
-        name: {"values": 100, "mean": one[0], "deviation": one[1], "earlier": 0.5, "shifted": one[0] > 0.6}
+        name: {
+            "values": 100, "mean": one[0], "deviation": one[1], "earlier": 0.5, "shifted": one[0] > 0.6,
+            "too_few": one[0] < 0.1,
+        }
         for name, one in figures.items()
         if one is not None
-    }
+    }  # fmt: skip
     return {"finished": finished, "run": "data/runs/one", "stage": "revise", "source": source, "figures": told}
 
 
@@ -53,7 +57,7 @@ def test_each_session_has_a_point_in_its_place_and_a_standard_error_each_way():
 
 
 def test_a_shift_is_a_ring_of_another_colour_and_a_pointer_is_told_of_it():
-    root = drawn([session(day, refusal_rate=(mean, 0.1)) for day, mean in zip(DAYS, (0.5, 0.5, 0.9), strict=True)])
+    root = drawn([session(day, refusal_rate=(mean, 0.1)) for day, mean in zip(DAYS, (0.5, 0.0, 0.9), strict=True)])
     marks = {
         str(one.findtext(f"{SVG}title")): next(one.iter(f"{SVG}use")).attrib
         for one in root.iter(f"{SVG}g")
@@ -61,7 +65,7 @@ def test_a_shift_is_a_ring_of_another_colour_and_a_pointer_is_told_of_it():
     }
     assert list(marks) == [
         "2026-11-20T02:16: 0.5 over 100; data/runs/one",
-        "2026-11-21T02:16: 0.5 over 100; data/runs/one",
+        "2026-11-21T02:16: 0 over 100, too few rows to judge; data/runs/one",
         "2026-11-22T02:16: 0.9 over 100, shifted from 0.5; data/runs/one",
     ]
     assert [(one.get("fill"), one.get("fill-opacity")) for one in marks.values()] == [
