@@ -187,6 +187,15 @@ def cost(sessions: list[Json]) -> Json:
     return total
 
 
+def unread(stage: str, prompts: Json) -> str | None:
+    """The sentence that a limit has left some of a stage's source unread, by the `prompts` of its manifest entry; None
+    if it has not, or if an earlier version did not write it down."""
+    if not prompts.get("unread"):
+        return None
+    what = {"label": "rows", "calibrate": "pairs"}.get(stage, "prompts")
+    return f"--limit {prompts['limit']}: {prompts['source']} has more {what}; they are not read."
+
+
 def report(run: Run) -> Json:
     """Every stage of a run: its counts, its cost, and whether it is finished."""
     manifest = run.manifest()
@@ -195,6 +204,7 @@ def report(run: Run) -> Json:
             "finished": stage in manifest,
             "models": belongs["models"],
             "constitution": belongs["texts"].get("constitution"),
+            "unread": unread(stage, manifest.get(stage, {}).get("prompts", {})),
             **(manifest[stage]["counts"] if stage in manifest else count_stage(run, stage)),
             "cost": cost(run.sessions(stage)),
             "last_session": next(reversed(run.sessions(stage)), None),

@@ -28,7 +28,7 @@ from cai.inputs import (
     text_of,
 )
 from cai.rows import Drop, Message, Pair
-from cai.sources import Unreadable, kind_of, read_records
+from cai.sources import Unreadable, is_left, kind_of, read_records
 from cai.store import Json
 
 STAGE = "calibrate"
@@ -41,6 +41,7 @@ class GoldPairs:
     def __init__(self, spec: str, limit: int | None, strict: bool) -> None:
         self.spec, self.limit, self.strict = spec, limit, strict
         self.made_of: str | None = None
+        self.unread = False
 
     def look(self) -> None:
         """Read the first record: raises BadInput for a missing file or a misnamed column before anything slow."""
@@ -57,7 +58,8 @@ class GoldPairs:
     def _items(self) -> Iterator[Pair | Drop]:
         seen, copies = Counts(), Counts()
         position = 0
-        for number, (place, record) in enumerate(islice(read_records(self.spec), self.limit)):
+        records = read_records(self.spec)
+        for number, (place, record) in enumerate(islice(records, self.limit)):
             if number == 0 and isinstance(record, dict):
                 _check(place, record)
             try:
@@ -69,6 +71,7 @@ class GoldPairs:
                 continue
             position += 1
             yield pair
+        self.unread = is_left(records)
 
 
 def _check(place: str, record: dict[str, Any]) -> None:
@@ -130,6 +133,7 @@ class ConstitutionPairs:
         found = list(constitution_gold(constitution))
         self.spec = str(constitution.path)
         self.made_of: str | None = None
+        self.unread = False
         if not found:
             raise BadInput(self.spec, "no examples", "examples to test a judge with", "Write some for its principles.")
         self.principles = {pair.pair_id: (name,) for name, pair in found}

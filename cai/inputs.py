@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from cai.errors import BadInput, CannotWrite
 from cai.ids import digest, sample_row_id
 from cai.rows import Drop, Message, Pair, Row, is_text
-from cai.sources import LONGEST, Unreadable, kind_of, plain, read_records
+from cai.sources import LONGEST, Unreadable, is_left, kind_of, plain, read_records
 
 COLUMNS = ("prompt", "id")
 ROLES = ("system", "user", "assistant")
@@ -54,6 +54,7 @@ class Prompts:
     def __init__(self, spec: str, stage: str, limit: int | None, samples: int, strict: bool) -> None:
         self.spec, self.stage, self.limit, self.samples, self.strict = spec, stage, limit, samples, strict
         self.made_of: str | None = None
+        self.unread = False
 
     def look(self) -> None:
         """Read the first record: raises BadInput for a missing file or a misnamed column before anything slow."""
@@ -71,7 +72,8 @@ class Prompts:
     def _items(self) -> Iterator[tuple[Row | Drop, ...]]:
         seen, copies = Counts(), Counts()
         position = 0
-        for number, (place, record) in enumerate(islice(read_records(self.spec), self.limit)):
+        records = read_records(self.spec)
+        for number, (place, record) in enumerate(islice(records, self.limit)):
             if number == 0 and isinstance(record, dict):
                 check_columns(place, record, ("prompt",), ("id",))
             try:
@@ -85,6 +87,7 @@ class Prompts:
             rows = [Row(row_id, prompt_id, k, prompt, place, extra, position + k) for k, row_id in enumerate(row_ids)]
             position += self.samples
             yield tuple(rows)
+        self.unread = is_left(records)
 
 
 class BadRecord(Exception):

@@ -34,6 +34,7 @@ class RunPairs:
             raise BadInput(self.spec, f"an unfinished cai {stage}", "a finished one", f"Run cai {stage} to its end.")
         run.check_files(_TABLES[self.table])
         self.made_of: str | None = made_of(run)
+        self.unread = False
         if self.table == "responses" and kind in ("revision", "consecutive"):
             found = "responses, which have no revisions"
             raise BadInput(f"--pairs {kind}", found, "a run of cai revise", "Take --pairs samples.")
@@ -48,6 +49,7 @@ class RunPairs:
             items: list[Pair | Drop] = []
             for _, group in groupby(self._run.shard_records(self.table, index), key=lambda row: row[unit]):
                 if self._limit is not None and seen >= self._limit:
+                    self.unread = True
                     break  # between prompts only, so that a higher limit adds pairs and changes none
                 samples = list(group)
                 seen += len(samples)

@@ -8,7 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cai.audit import TABLES, examples
+from cai.audit import TABLES, examples, unread
 from cai.report.doubts import judge_doubts
 from cai.report.doubts import share as share_of_mass
 from cai.stage_run import Outcome
@@ -25,7 +25,8 @@ def print_outcome(outcome: Outcome) -> None:
     """The summary after a run: counts, calls, three examples, where the files are."""
     stage, out = outcome.stage, outcome.folder
     screen, run = console(), open_run(out)
-    _print_stage(screen, stage, outcome.entry | {"finished": True})
+    left = unread(stage, outcome.entry.get("prompts", {}))
+    _print_stage(screen, stage, outcome.entry | {"finished": True, "unread": left})
     session = outcome.session
     screen.print(
         f"This time: [bold]{session.asked_calls}[/] calls asked, [bold]{session.reused_calls}[/] reused from the "
@@ -91,6 +92,8 @@ def _print_stage(screen: Console, stage: str, entry: Json) -> None:
         screen.print(f"{role:<10} {plain(model)}")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("rows read", str(counts["read"]))
+    if entry["unread"] is not None:
+        table.add_row("not read", plain(entry["unread"]))
     table.add_row("kept", str(counts["kept"]))
     table.add_row("dropped", str(counts["dropped"]) + counted(counts["dropped_by_reason"]))
     if "decided" in counts:

@@ -42,6 +42,14 @@ def read_records(spec: str) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]
             yield place, record
 
 
+def is_left(records: Iterator[tuple[str, dict[str, Any] | Unreadable]]) -> bool:
+    """Whether there is one more record; one that cannot be read is one, too."""
+    try:
+        return next(records, None) is not None
+    except BadInput:
+        return True
+
+
 def _nested_over(value: object, depth: int) -> bool:
     if isinstance(value, dict):
         value = list(value.values())

@@ -27,11 +27,13 @@ from cai.threads import in_thread
 class Source(Protocol):
     """Where a stage's rows or pairs come from. Iterating over `chunks` reads it anew each time.
 
-    `made_of` is the digest of the rows that pairs are made of; None where they are read from elsewhere.
+    `made_of` is the digest of the rows that pairs are made of; None where they are read from elsewhere. `unread` says,
+    once the chunks have been read to their end, whether a limit has left records behind them.
     """
 
     spec: str
     made_of: str | None
+    unread: bool
 
     def chunks(self, records_in_chunk: int) -> Iterator[Chunk]: ...
 
@@ -64,6 +66,7 @@ class Plan:
 
     `file` is the file of the source as it was read, None where it is none. `other_places` are finished shards whose
     rows are the same, but were read in another place: the source has another name, or other lines between them.
+    `unread` says that the source has more than `limit` lets it give.
     """
 
     rows: int
@@ -76,6 +79,7 @@ class Plan:
     prompts_sha: str
     file: Json | None
     other_places: Sequence[int]
+    unread: bool
 
     def to_do(self) -> bool:
         return bool(self.open_chunks or self.gone)
@@ -118,6 +122,7 @@ async def make_plan(run: Run, stage: Stage, settings_sha: str, source: Source, a
                 other_places.append(chunk.index)
         else:
             open_chunks[chunk.index] = chunk.sha
+    unread = source.unread
     if rows == 0:
         raise BadInput(source.spec, "no records", "at least one", "Check the file.")
     if good == 0 and first_drop is not None and first_drop.reason != NO_PAIR:
@@ -134,7 +139,7 @@ async def make_plan(run: Run, stage: Stage, settings_sha: str, source: Source, a
         raise _too_few(stage, source.spec, rows)
     if file != await read_file():  # somebody has written into it meanwhile
         file = None
-    return Plan(rows, good, finished_rows, sizes, open_chunks, gone, strays, digest(shas), file, other_places)
+    return Plan(rows, good, finished_rows, sizes, open_chunks, gone, strays, digest(shas), file, other_places, unread)
 
 
 def _too_few(stage: Stage, spec: str, rows: int) -> BadInput:

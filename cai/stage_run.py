@@ -15,7 +15,7 @@ from cai import label as label_module
 from cai import revise as revise_module
 from cai.actors import Actors
 from cai.as_read import reader_sha
-from cai.audit import TABLES, cost, count_stage
+from cai.audit import TABLES, cost, count_stage, unread
 from cai.calls import Ask
 from cai.engines import kind_of
 from cai.errors import CaiError, CheckFailed
@@ -61,6 +61,8 @@ async def run_stage(
             watch.say(f"{place} is damaged and passed over; no finished call hangs on it.")
         for path in plan.strays:
             watch.say(f"{path} is in no line of shards.jsonl, so it is no data: its shard is made anew.")
+        if (left := unread(stage.name, _read_of(stage, source, plan))) is not None:
+            watch.say(left)
         tally = Tally()
         watch.begin(stage.name, plan.rows, plan.finished_rows)
         try:
@@ -75,6 +77,8 @@ async def run_stage(
         late = _add_missing_session(run, stage)
         if plan.to_do() or late or stage.name not in run.manifest() or not run.is_listed(stage.name):
             run.write_manifest(stage.name, _manifest_entry(run, stage, source, plan, belongs))
+        else:
+            _correct_unread(run, stage, plan)
         alarms = _compare(run, stage, source, plan, watch, anew)
         outcome = Outcome(stage.name, stage.out, run.manifest()[stage.name], tally, time.monotonic() - begun, alarms)
     counts = outcome.entry["counts"]
@@ -97,6 +101,24 @@ def _add_missing_session(run: Run, stage: Stage) -> bool:
         return False
     run.add_session({"stage": stage.name, "started": _now(), "seconds": 0.0, **asdict(Tally())})
     return True
+
+
+def _correct_unread(run: Run, stage: Stage, plan: Plan) -> None:
+    """Correct the manifest of a finished stage whose source has grown beyond the limit since, or which got a limit."""
+    entry = run.manifest()[stage.name]
+    prompts: Json = entry.get("prompts", {})
+    if bool(prompts.get("unread")) != plan.unread:
+        told = {"limit": _limit(stage), "unread": plan.unread}
+        run.write_manifest(stage.name, entry | {"prompts": prompts | told})
+
+
+def _limit(stage: Stage) -> int | None:
+    return getattr(stage.settings, "limit", None)
+
+
+def _read_of(stage: Stage, source: Source, plan: Plan) -> Json:
+    """What the manifest says of the source: where it is, and how much of it was read."""
+    return {"source": source.spec, "limit": _limit(stage), "unread": plan.unread}
 
 
 def _compare(run: Run, stage: Stage, source: Source, plan: Plan, watch: Watch, anew: bool) -> tuple[Alarm, ...]:
@@ -187,8 +209,7 @@ def _manifest_entry(run: Run, stage: Stage, source: Source, plan: Plan, belongs:
     return {
         **belongs,
         "prompts": {
-            "source": source.spec,
-            "limit": getattr(stage.settings, "limit", None),
+            **_read_of(stage, source, plan),
             "rows": plan.rows,
             "sha": plan.prompts_sha,
             "made_of": source.made_of,

@@ -199,4 +199,5 @@ def test_the_nightly_deployment_uses_parameters_that_exist():
     for deployment in deployments:
         kinds[deployment["name"]].model_validate(deployment["parameters"])
         assert all(schedule["active"] is False for schedule in deployment["schedules"])
+        assert "limit" not in deployment["parameters"], "it would cut whatever prompts a person gives, too"
         assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}

@@ -191,6 +191,9 @@ def test_a_limit_reads_no_further_and_digests_say_what_is_there_not_where(tmp_pa
     records = [{**OK, "id": n} for n in range(7)]
     one = write_jsonl(tmp_path / "g.jsonl", records)
     assert len(pairs(one, limit=2)) == 2
+    for limit in (2, 7):
+        source = GoldPairs(str(one), limit, False)
+        assert len(list(source.chunks(3))) == -(-limit // 3) and source.unread is (limit == 2)
     chunks = list(GoldPairs(str(one), None, False).chunks(3))
     assert [(chunk.index, len(chunk.items)) for chunk in chunks] == [(0, 3), (1, 3), (2, 1)]
     renamed = list(GoldPairs(str(write_jsonl(tmp_path / "h.jsonl", records)), None, False).chunks(3))

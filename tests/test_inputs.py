@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cai import inputs
 from cai.errors import BadInput, CannotWrite
 from cai.inputs import Counts, Prompts
 from cai.rows import Drop, Message, Row
@@ -104,6 +106,36 @@ def test_one_bad_record_among_good_ones_is_a_drop_with_reason_and_place(tmp_path
     assert drop.raw
     with pytest.raises(BadInput, match=r"^p\.jsonl:2: found "):
         read(path, strict=True)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_limit_that_leaves_records_unread_is_known_from_one_more_of_them(tmp_path: Path, ending: str):
+    path = tmp_path / f"p.{ending}"
+    if ending == "jsonl":
+        write_jsonl(path, [{"prompt": "x"}, {"prompt": "y"}])
+    elif ending == "csv":
+        path.write_text("prompt\nx\ny\n")
+    else:
+        pq.write_table(pa.table({"prompt": ["x", "y"]}), path)
+    for limit, unread in ((1, True), (2, False), (3, False), (None, False), (1, True)):
+        source = Prompts(str(path), "revise", limit, 1, strict=False)
+        assert [len(chunk.items) for chunk in source.chunks(9)] == [min(limit or 2, 2)]
+        assert source.unread is unread, limit
+
+
+def test_what_lies_behind_a_limit_is_not_read_on_and_may_be_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "p.csv").write_text('prompt\nx\n"unclosed\n')
+    source = Prompts(str(tmp_path / "p.csv"), "revise", 1, 1, strict=True)
+    assert len(list(source.chunks(9))) == 1 and source.unread
+    taken: list[int] = []
+
+    def many(_: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for number in range(1000):
+            taken.append(number)
+            yield f"p:{number}", {"prompt": str(number)}
+
+    monkeypatch.setattr(inputs, "read_records", many)
+    assert len(list(Prompts("p", "revise", 16, 1, strict=False).chunks(9))) == 2 and len(taken) == 17
 
 
 def test_a_second_row_with_the_same_id_is_dropped(tmp_path: Path):

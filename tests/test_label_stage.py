@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cai.audit import report
+from cai.audit import report, unread
 from cai.engines import Request
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput, CheckFailed, EngineGaveUp, RequestRefused
@@ -193,8 +193,10 @@ def test_a_limit_never_cuts_through_the_samples_of_a_prompt(tmp_path: Path, monk
     asyncio.run(generate_stage(made, Quiet()))
     use(monkeypatch, derived_script)
     for limit, pairs in ((5, 12), (10, 18), (None, 36)):
-        run(tmp_path / "o", limit=limit, judge_principles=1)
+        outcome = run(tmp_path / "o", limit=limit, judge_principles=1)
         assert len(labels(tmp_path / "o")) == pairs
+        left = None if limit is None else f"--limit {limit}: {tmp_path / 'o'} has more rows; they are not read."
+        assert unread("label", outcome.entry["prompts"]) == left
 
 
 def test_a_review_that_is_being_filled_in_is_not_written_over(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,13 +10,17 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from cai import inputs, journal
 from cai.audit import report
+from cai.cli import cai
 from cai.engines import Completion, Request
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput, CheckFailed, EngineGaveUp, RequestRefused
 from cai.ids import file_digest
+from cai.report.page import page
+from cai.report.summary import summary
 from cai.screen import print_report
 from cai.settings import GenerateSettings, ReviseSettings
 from cai.settings_load import load_settings
@@ -106,6 +110,45 @@ def test_older_turns_may_be_left_out_if_asked_and_the_row_says_how_many_were(
     assert outcome.entry["cost"]["shortened_calls"] == 1
     print_report(report(open_run(str(folder))), str(folder))
     assert "1 calls went without a conversation's oldest turns" in capsys.readouterr().out
+
+
+def test_what_a_limit_leaves_unread_is_said_and_stands_where_the_reader_looks(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    records = [json.loads(line) for line in prompts.read_text().splitlines()]
+    write_jsonl(prompts, records[:4])
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    sentence = f"--limit 4: {prompts} has more prompts; they are not read."
+
+    def night(**changes: Any) -> list[str]:
+        asyncio.run(revise_stage(settings(prompts, out, history="off", **changes), watch := Quiet()))
+        return watch.said
+
+    assert sentence not in night(limit=4), "there are no more"
+    run(prompts, whole, history="off")
+    for records_there in (4, 9):  # the second time there is nothing to do, and it is said all the same
+        write_jsonl(prompts, records[:records_there])
+        assert (sentence in night(limit=4)) is (records_there == 9)
+        told = open_run(str(out)).manifest()["revise"]["prompts"]
+        assert (told["limit"], told["unread"], told["rows"]) == (4, records_there == 9, 4)
+    opened = open_run(str(out))
+    print_report(report(opened), str(out))
+    flat = " ".join(capsys.readouterr().out.split())
+    assert "not read --limit 4:" in flat and "they are not read." in flat
+    assert report(opened)["revise"]["unread"] == sentence
+    assert sentence in page(opened, "run") and "has more prompts; they are not read" in summary(opened, "run")
+    assert table_bytes(out) == table_bytes(whole)
+    done = CliRunner().invoke(cai, ["verify", str(out)])
+    assert done.exit_code == 0, done.output
+    assert sentence not in night() and open_run(str(out)).manifest()["revise"]["prompts"]["unread"] is False
+    # As an earlier version left it.
+    entry = open_run(str(out)).manifest()["revise"]
+    del entry["prompts"]["unread"]
+    with Run(out) as old:
+        old.write_manifest("revise", entry)
+    assert report(open_run(str(out)))["revise"]["unread"] is None
+    assert night() == [] and "unread" not in open_run(str(out)).manifest()["revise"]["prompts"]
+    assert CliRunner().invoke(cai, ["verify", str(out)]).exit_code == 0
 
 
 def test_a_server_shortens_nothing(prompts: Path, tmp_path: Path):

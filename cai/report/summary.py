@@ -83,6 +83,9 @@ def _totals(this: _Read, other: _Read | None) -> Iterator[str]:
         if not counts["finished"]:
             yield "Not finished: this is what is there so far."
             yield ""
+        if counts["unread"] is not None:
+            yield f"**{plain(counts['unread'])}**"
+            yield ""
         theirs = other.counts.get(stage) if other is not None else None
         told = list(_figures(stage, counts, this.figures))
         yield from _lines("figure", told, None if other is None or theirs is None else
