@@ -149,7 +149,7 @@ class Connected:
         return seats
 
     async def actor(self, seat: int) -> Actor:
-        """The actor of a seat, started if there is none. Raises Lost, NoRoom."""
+        """The actor of a seat, started if there is none. Raises Lost, NoRoom, EngineGaveUp if Ray is gone."""
         if seat not in self._handles:
             gpus, cpus = self._size
             made = self._ray.remote(self._worker).options(
@@ -165,9 +165,20 @@ class Connected:
             self.end(seat)
             raise
         except TimeoutError:
+            await self._see_that_ray_lives()
             gpus, cpus = self._size
             raise NoRoom(f"{gpus:g} GPUs and {cpus:g} CPUs are not free on any node") from None
         return Actor(self._handles[seat], f"Actor {seat} (process {pid} on {node})")
+
+    async def _see_that_ray_lives(self) -> None:
+        """Raise EngineGaveUp if no node is left: whoever waits for room would wait for nothing."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                if not await self._apart(self.nodes):
+                    raise EngineGaveUp(
+                        "Ray is gone: none of its nodes is alive any more. The same command goes on from here; with "
+                        "--ray-address, once there is a cluster again."
+                    )
 
     def end(self, seat: int) -> None:
         """End the actor of a seat, if there is one; also one that is only out of reach must not go on."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -242,6 +243,8 @@ def test_a_cluster_without_room_is_an_error_and_not_a_wait(cluster: Any, folder:
         "--on ray: found room for 0 actors of 0.5 GPUs and 1 CPUs in a Ray cluster of 0 GPUs, 2 CPUs, expected room "
         "for 2. Start more nodes, or lower --ray-actors, --ray-gpus or --ray-cpus; 2 nodes are there."
     )
+    with pytest.raises(BadInput, match="found room for 0 actors of 1 GPUs and 1 CPUs .*, expected room for 1\\."):
+        revise("run", on="ray", ray_address=cluster.address, ray_gpus=1.0)
     assert not Path("run").exists()
     # Room that others have taken.
     monkeypatch.setattr(cluster_of_ray, "LOOK_SECONDS", 1.0)
@@ -313,6 +316,25 @@ def test_a_node_that_is_lost_costs_what_was_in_flight_and_the_others_go_on(
     watch = asyncio.run(lose())
     assert any("was lost (" in sentence for sentence in watch.said), watch.said
     assert table_bytes(Path("run")) == table_bytes(Path("local"))
+
+
+@needs_ray
+def test_where_no_node_is_left_nobody_waits_for_room():
+    async def nobody() -> None:
+        raise TimeoutError
+
+    actor = SimpleNamespace(where=SimpleNamespace(remote=nobody))
+    made = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _: actor))
+    nodes: list[dict[str, bool]] = []
+    here = cluster_of_ray.Connected(cluster_of_ray.Cluster(None, 1, None, 1.0), object)
+    here._ray = SimpleNamespace(remote=lambda _: made, nodes=lambda: nodes)
+    with pytest.raises(EngineGaveUp, match="^Ray is gone: none of its nodes is alive any more"):
+        asyncio.run(here.actor(0))
+    nodes[:] = [{"Alive": False}, {"Alive": True}]
+    here = cluster_of_ray.Connected(cluster_of_ray.Cluster(None, 1, None, 1.0), object)
+    here._ray = SimpleNamespace(remote=lambda _: made, nodes=lambda: nodes)
+    with pytest.raises(handout.NoRoom):
+        asyncio.run(here.actor(0))
 
 
 def test_without_ray_there_is_a_sentence_and_nothing_else(folder: Path, monkeypatch: pytest.MonkeyPatch):
