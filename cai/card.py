@@ -236,7 +236,9 @@ def _how(manifest: Json) -> Iterator[str]:
     for stage, entry in sorted(manifest["run"]["stages"].items()):
         done = "" if entry["finished"] else " (not finished)"
         if entry["prompts"]:
-            rows.append((f"{stage}{done}: prompts", f"{code(entry['prompts']['name'])}, {entry['prompts']['rows']}"))
+            more = "; it has more, which a limit left unread" if entry["prompts"].get("unread") else ""
+            told = f"{code(entry['prompts']['name'])}, {entry['prompts']['rows']}{more}"
+            rows.append((f"{stage}{done}: prompts", told))
         roles: dict[str, list[str]] = {}
         for role, model in sorted(entry["models"].items()):
             roles.setdefault(model, []).append(role)

@@ -228,7 +228,8 @@ def _prompts(entry: Json) -> Json | None:
         return None
     source: str = told["source"]
     name = source if source.startswith("datasets:") else Path(source).name
-    return {"name": name, "rows": told["rows"], "sha": told["sha"]}
+    more = {"unread": True} if told.get("unread") else {}
+    return {"name": name, "rows": told["rows"], "sha": told["sha"], **more}
 
 
 def _principles(rows: Sequence[Answer] | Sequence[DecidedPair]) -> dict[str, int]:

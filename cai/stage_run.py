@@ -77,8 +77,6 @@ async def run_stage(
         late = _add_missing_session(run, stage)
         if plan.to_do() or late or stage.name not in run.manifest() or not run.is_listed(stage.name):
             run.write_manifest(stage.name, _manifest_entry(run, stage, source, plan, belongs))
-        else:
-            _correct_unread(run, stage, plan)
         alarms = _compare(run, stage, source, plan, watch, anew)
         outcome = Outcome(stage.name, stage.out, run.manifest()[stage.name], tally, time.monotonic() - begun, alarms)
     counts = outcome.entry["counts"]
@@ -101,15 +99,6 @@ def _add_missing_session(run: Run, stage: Stage) -> bool:
         return False
     run.add_session({"stage": stage.name, "started": _now(), "seconds": 0.0, **asdict(Tally())})
     return True
-
-
-def _correct_unread(run: Run, stage: Stage, plan: Plan) -> None:
-    """Correct the manifest of a finished stage whose source has grown beyond the limit since, or which got a limit."""
-    entry = run.manifest()[stage.name]
-    prompts: Json = entry.get("prompts", {})
-    if bool(prompts.get("unread")) != plan.unread:
-        told = {"limit": _limit(stage), "unread": plan.unread}
-        run.write_manifest(stage.name, entry | {"prompts": prompts | told})
 
 
 def _limit(stage: Stage) -> int | None:

@@ -629,6 +629,10 @@ def test_the_card_warns_of_what_whoever_trains_must_know(tmp_path: Path):
     assert "| `red.jsonl`, 6 |" in body and "somebody" not in (tmp_path / "out" / "manifest.json").read_text()
     assert "Where a person decided against the judge it is 1" in body
     assert "of the test split" not in body, "there is none"
+    stages["revise"]["prompts"]["unread"] = True
+    (run.folder / "manifest.json").write_text(json.dumps(stages))
+    make(run, tmp_path / "cut", test_share=0.0)
+    assert "| `red.jsonl`, 6; it has more, which a limit left unread |" in front_of(tmp_path / "cut")[1]
 
 
 def test_text_of_people_and_models_cannot_become_markdown(tmp_path: Path):

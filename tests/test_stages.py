@@ -126,11 +126,14 @@ def test_what_a_limit_leaves_unread_is_said_and_stands_where_the_reader_looks(
 
     assert sentence not in night(limit=4), "there are no more"
     run(prompts, whole, history="off")
-    for records_there in (4, 9):  # the second time there is nothing to do, and it is said all the same
-        write_jsonl(prompts, records[:records_there])
-        assert (sentence in night(limit=4)) is (records_there == 9)
-        told = open_run(str(out)).manifest()["revise"]["prompts"]
-        assert (told["limit"], told["unread"], told["rows"]) == (4, records_there == 9, 4)
+    manifest = (out / "manifest.json").read_bytes()
+    write_jsonl(prompts, records[:9])
+    assert sentence in night(limit=4), "there is nothing to do, and it is said all the same"
+    assert (out / "manifest.json").read_bytes() == manifest, "signatures and datasets hang on it"
+    (out / "manifest.json").unlink()
+    assert sentence in night(limit=4)
+    told = open_run(str(out)).manifest()["revise"]["prompts"]
+    assert (told["limit"], told["unread"], told["rows"]) == (4, True, 4)
     opened = open_run(str(out))
     print_report(report(opened), str(out))
     flat = " ".join(capsys.readouterr().out.split())
