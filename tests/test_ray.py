@@ -243,7 +243,7 @@ def test_a_cluster_without_room_is_an_error_and_not_a_wait(cluster: Any, folder:
         "--on ray: found room for 0 actors of 0.5 GPUs and 1 CPUs in a Ray cluster of 0 GPUs, 2 CPUs, expected room "
         "for 2. Start more nodes, or lower --ray-actors, --ray-gpus or --ray-cpus; 2 nodes are there."
     )
-    with pytest.raises(BadInput, match="found room for 0 actors of 1 GPUs and 1 CPUs .*, expected room for 1\\."):
+    with pytest.raises(BadInput, match=r"found room for 0 actors of 1 GPUs and 1 CPUs .*, expected room for 1\."):
         revise("run", on="ray", ray_address=cluster.address, ray_gpus=1.0)
     assert not Path("run").exists()
     # Room that others have taken.
@@ -328,7 +328,7 @@ def test_where_no_node_is_left_nobody_waits_for_room():
     nodes: list[dict[str, bool]] = []
     here = cluster_of_ray.Connected(cluster_of_ray.Cluster(None, 1, None, 1.0), object)
     here._ray = SimpleNamespace(remote=lambda _: made, nodes=lambda: nodes)
-    with pytest.raises(EngineGaveUp, match="^Ray is gone: none of its nodes is alive any more"):
+    with pytest.raises(EngineGaveUp, match=r"^Ray is gone: none of its nodes is alive any more"):
         asyncio.run(here.actor(0))
     nodes[:] = [{"Alive": False}, {"Alive": True}]
     here = cluster_of_ray.Connected(cluster_of_ray.Cluster(None, 1, None, 1.0), object)
