@@ -61,6 +61,21 @@ def test_a_run_ends_with_a_summary_three_examples_and_where_the_files_are(prompt
     assert "the model is not asked anything" in again.stderr
 
 
+def test_what_this_time_took_stands_beside_what_all_sessions_took(prompts: Path, tmp_path: Path):
+    given = ("run", prompts, "--engine", "scripted", "--out", tmp_path / "run", "--dataset", tmp_path / "set", "--json")
+    before: dict[str, Counter[str]] = {"revise": Counter(), "label": Counter()}
+    for limit in (6, 9, 9):
+        told = json.loads(cai(*given, "--versions", "--limit", limit).stdout)
+        for stage, earlier in before.items():
+            this, now = told["session"][stage], Counter(told[stage]["cost"])
+            for name in ("asked_calls", "prompt_tokens", "completion_tokens"):
+                assert this[name] == now[name] - earlier[name], (limit, stage, name)
+            before[stage] = now
+    assert [told["session"][stage]["asked_calls"] for stage in ("revise", "label")] == [0, 0]
+    alone = json.loads(cai("revise", *given[1:6], "--limit", "10", "--json").stdout)
+    assert 0 < alone["session"]["asked_calls"] < alone["entry"]["cost"]["asked_calls"]
+
+
 def test_the_report_as_json_adds_up(finished: Path):
     report = json.loads(cai("report", finished, "--json").stdout)["revise"]
     assert report["read"] == report["kept"] + report["dropped"] == 30
