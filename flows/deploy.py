@@ -6,15 +6,18 @@ What `prefect deploy --all` leaves out: a pool that is there already keeps its s
 switched on stays on, and a parameter that no flow has is refused before a run starts.
 """
 
+import ast
 import asyncio
 import os
+import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
+import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.responses import DeploymentResponse
@@ -22,11 +25,13 @@ from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
 from cai.cli import run_cli
-from cai.errors import CaiError
+from cai.errors import BadInput
+from flows.automations import FILE as AUTOMATIONS
 from flows.automations import put_all
-from flows.shared import reaching_the_server
+from flows.shared import reaching_the_server, read_list, reason_of, said_by
 
 ROOT = Path(__file__).parent.parent
+FILE = ROOT / "prefect.yaml"
 
 
 @click.command()
@@ -44,20 +49,34 @@ def deploy(automations: bool) -> None:
 
 
 async def deploy_all(automations: bool = True) -> list[str]:
-    """Raises CaiError if Prefect does not deploy."""
-    told = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
-    names = [one["name"] for one in told]
+    """Raises BadInput for what cannot be read of prefect.yaml and automations.yaml, and for what Prefect refuses."""
+    told = read_list(FILE, "deployments")
+    names = [one["name"] for _, one in told]
+    pools = [_pool_of(place, one) for place, one in told]
+    if automations:
+        read_list(AUTOMATIONS)  # before anything is written
     async with get_client() as client:
-        said = [await _pool(client, name) for name in dict.fromkeys(one["work_pool"]["name"] for one in told)]
+        said = [await _pool(client, name) for name in dict.fromkeys(pools)]
         before = {name: await _read(client, name) for name in names}
         await asyncio.to_thread(_prefect_deploy, str(client.api_url))
         for name in names:
             deployed = await client.read_deployment_by_name(f"cai/{name}")
-            await _refuse_unknown(client, deployed)
+            try:
+                await _refuse_unknown(client, deployed)
+            except httpx.HTTPStatusError as error:
+                raise _refused(name, said_by(error)) from error
             on = await _switch_on_again(client, before[name], deployed)
             how = "deployed" if before[name] is None else "brought up to date"
             said.append(f"deployment cai/{name}: {how}{', its schedule stays on' if on else ''}")
     return said + (await put_all() if automations else [])
+
+
+def _pool_of(place: str, told: dict[str, Any]) -> str:
+    pool = told.get("work_pool")
+    if not isinstance(pool, dict) or not isinstance(pool.get("name"), str):
+        where = f"{place}, deployment {told['name']}"
+        raise BadInput(where, "no work_pool with a name", "work_pool: {name: cai, ...}", "Mend it there.")
+    return pool["name"]
 
 
 async def _pool(client: PrefectClient, name: str) -> str:
@@ -79,10 +98,29 @@ async def _read(client: PrefectClient, name: str) -> DeploymentResponse | None:
 
 def _prefect_deploy(api_url: str) -> None:
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    told = {**os.environ, "PREFECT_API_URL": api_url}
+    told = {**os.environ, "PREFECT_API_URL": api_url, "COLUMNS": "4000", "NO_COLOR": "1"}  # nothing is wrapped
     done = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True)
     if done.returncode:
-        raise CaiError(f"prefect deploy --all ended with {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
+        begun = re.findall(r"Deploying (\S+) +│", done.stdout)
+        raise _refused(begun[-1] if begun else None, _reason(done.stdout + done.stderr))
+
+
+def _reason(printed: str) -> str:
+    """Why Prefect's command has ended: what the server has answered, or else the last that it says."""
+    for answer in re.findall(r" - Response: (\{.*\}) - For more information", printed):
+        with suppress(ValueError, SyntaxError):
+            if said := reason_of(ast.literal_eval(answer)):
+                return said
+    lines = [line.strip() for line in printed.splitlines() if line.strip() and "An exception occurred" not in line]
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|NotFound): ", line)]
+    after = lines[max((place for place, line in enumerate(lines) if line.startswith("╰")), default=-1) + 1 :]
+    return raised[-1][:500] if raised else " ".join(after[-6:])[:500]
+
+
+def _refused(name: str | None, reason: str) -> BadInput:
+    place = "prefect.yaml" if name is None else f"prefect.yaml, deployment cai/{name}"
+    remedy = "Mend it there, then give the same command again."
+    return BadInput(place, f"what Prefect refuses ({reason})", "a deployment that it takes", remedy)
 
 
 async def _refuse_unknown(client: PrefectClient, deployed: DeploymentResponse) -> None:

@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import click
 import httpx
+import yaml
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.concurrency.asyncio import concurrency
@@ -22,6 +24,7 @@ from pydantic.fields import FieldInfo
 from cai.cli import run_cli
 from cai.errors import BadInput, CaiError, brief
 from cai.options import chosen, with_settings
+from cai.plain_yaml import read_yaml
 from cai.settings import Settings
 from cai.settings_engine import EngineSettings
 from cai.settings_load import load_settings
@@ -41,6 +44,22 @@ S = TypeVar("S", bound=Settings)
 # What libraries log from these levels on goes to the flow run's log, too (logging.extra_loggers in pyproject.toml).
 for _name, _level in {"cai": "INFO", "httpx": "WARNING", "openai": "WARNING", "vllm": "WARNING"}.items():
     logging.getLogger(_name).setLevel(_level)
+
+
+def only_the_sentence(record: logging.LogRecord) -> bool:
+    """Leave the traceback of a CaiError out of a log, since its message says all of it; other errors keep theirs.
+
+    As with --debug on the command line, PREFECT_LOGGING_LEVEL=DEBUG shows it all the same.
+    """
+    told = record.exc_info is not None and isinstance(record.exc_info[1], CaiError)
+    if told and not logging.getLogger(record.name).isEnabledFor(logging.DEBUG):
+        record.exc_info = record.exc_text = None
+    return True
+
+
+# Where Prefect logs what a task, a flow and the process of a flow run have ended with.
+for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.engine"):
+    logging.getLogger(_name).addFilter(only_the_sentence)
 
 
 def parameters_of(kind: type[Settings]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -136,12 +155,55 @@ def reaching_the_server() -> Iterator[None]:
         remedy = "See to the server, or give another PREFECT_API_URL."
         raise BadInput(url, f"no answer ({brief(error)})", "a Prefect server", remedy) from error
     except httpx.HTTPStatusError as error:
-        raise BadInput(
-            url,
-            brief(error),
-            "a Prefect server that agrees",
-            "See to PREFECT_API_AUTH_STRING, to its version and its log.",
-        ) from error
+        found, remedy = said_by(error), "See to its version and its log."
+        if error.response.status_code in (401, 403):
+            remedy = "See to PREFECT_API_AUTH_STRING."
+        raise BadInput(url, found, "a Prefect server that agrees", remedy) from error
+
+
+def said_by(error: httpx.HTTPStatusError) -> str:
+    """The reason that a server gives for what it refuses, on one line."""
+    try:
+        return reason_of(error.response.json()) or brief(error)
+    except ValueError:
+        return brief(error)
+
+
+def reason_of(answer: Any) -> str:
+    """The reason in a Prefect server's answer of the kinds 409 and 422; empty if there is none in it."""
+    told = answer if isinstance(answer, dict) else {}
+    wrong = told.get("exception_detail")
+    if isinstance(wrong, list):
+        said = "; ".join(f"{'.'.join(str(part) for part in one['loc'][1:])}: {one['msg']}" for one in wrong)
+    else:
+        said = str(told.get("detail") or told.get("exception_message") or "")
+    return " ".join(said.split()).rstrip(".")[:500]
+
+
+def read_list(path: Path, key: str | None = None) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a list that a YAML file holds, or holds under `key`: each with its place, `FILE:LINE`.
+
+    Raises BadInput for a file that cannot be read, is no YAML, or holds something else; each object has a `name`.
+    """
+    expected = f"a list of objects{f' under {key!r}' if key else ''}, each with a name"
+    try:
+        values, node = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        why, place = " ".join(str(error).split()), path.name
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            why, place = str(error.problem), f"{path.name}:{error.problem_mark.line + 1}"
+        raise BadInput(place, f"text that is not YAML ({why})", expected, "Mend it there.") from None
+    if key is not None:
+        values = values.get(key) if isinstance(values, dict) else None
+        found = node.value if isinstance(node, yaml.MappingNode) else []
+        node = next((value for name, value in found if name.value == key), None)
+    if not isinstance(values, list) or not isinstance(node, yaml.SequenceNode):
+        raise BadInput(path.name, "no such list", expected, "Mend it there.")
+    places = [f"{path.name}:{item.start_mark.line + 1}" for item in node.value]
+    for place, value in zip(places, values, strict=True):
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            raise BadInput(place, "something else", expected, "Mend it there.")
+    return list(zip(places, values, strict=True))
 
 
 def main(flow: Callable[..., Awaitable[T]], kind: type[Settings], stage: str, show: Callable[[T, bool], None]) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import yaml
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
@@ -28,6 +30,10 @@ class OneServer:
     def __init__(self, deployed: bool = True) -> None:
         self.deployed = deployed
         self.there: dict[str, AutomationCore] = {}
+        self.updated: list[str] = []
+        self.runs: list[Any] = []
+        self.events: list[Any] = []
+        self._client = self
 
     async def __aenter__(self) -> "OneServer":
         return self
@@ -41,13 +47,30 @@ class OneServer:
         return SimpleNamespace(id=f"00000000-0000-4000-8000-{len(name):012}")
 
     async def read_automations_by_name(self, name: str) -> list[Any]:
-        return [SimpleNamespace(id=key, enabled=one.enabled) for key, one in self.there.items() if key.startswith(name)]
+        return [
+            SimpleNamespace(
+                id=key, enabled=one.enabled, model_dump=lambda one=one, key=key: {**one.model_dump(), "id": key}
+            )
+            for key, one in self.there.items()
+            if key.startswith(name)
+        ]
 
     async def create_automation(self, automation: AutomationCore) -> None:
         self.there[f"{automation.name} {len(self.there)}"] = automation
 
     async def update_automation(self, key: str, automation: AutomationCore) -> None:
         self.there[key] = automation
+        self.updated.append(automation.name)
+
+    async def read_flow_runs(self, flow_run_filter: FlowRunFilter) -> list[Any]:
+        told = flow_run_filter.model_dump(mode="json")
+        assert (told["state"]["type"]["any_"], told["tags"]["all_"]) == (["RUNNING"], ["cai"])
+        return self.runs
+
+    async def post(self, path: str, json: Any) -> httpx.Response:
+        assert path == "/events"
+        self.events += json
+        return httpx.Response(204, request=httpx.Request("POST", "http://server/api/events"))
 
     async def delete_automation(self, key: str) -> None:
         del self.there[key]
@@ -66,9 +89,70 @@ def test_putting_them_there_twice_leaves_each_once_and_keeps_what_was_paused(ser
     server.there[first].enabled = False
     server.there["cai label after revise 99"] = server.there[first]  # a second of the same name
     again = asyncio.run(automations.put_all())
-    assert [line.split(": ")[1] for line in again] == ["brought up to date"] * len(FILE)
+    assert [line.split(": ")[1] for line in again] == ["is there"] * len(FILE)
+    assert server.updated == [], "a trigger that is put there anew forgets what it waits for"
     assert sorted(one.name for one in server.there.values()) == sorted(told["name"] for told in FILE)
     assert [one.enabled for one in server.there.values()] == [False, *[True] * (len(FILE) - 1)]
+
+
+def test_what_has_changed_is_brought_up_to_date_and_paused_stays_paused(server: OneServer):
+    asyncio.run(automations.put_all())
+    for key, one in list(server.there.items()):
+        if one.name == "cai runs of dead workers":
+            server.there[key] = one.model_copy(update={"description": "before", "enabled": False})
+    again = asyncio.run(automations.put_all())
+    assert [line.split(": ")[1] for line in again] == ["is there", "is there", "brought up to date"]
+    assert server.updated == ["cai runs of dead workers"]
+    assert [(one.description == "before", one.enabled) for one in server.there.values()][-1] == (False, False)
+
+
+def test_a_sign_of_life_is_awaited_of_each_run_that_is_called_running(
+    server: OneServer, monkeypatch: pytest.MonkeyPatch
+):
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(automations.asyncio, "sleep", sleep)
+    server.runs = [SimpleNamespace(id="a-run", name="revise x into y")]
+    assert "runs that are called running: 1; crashed if no sign of life" in asyncio.run(automations.put_all())[-1]
+    assert slept == [automations.SECONDS_UNTIL_KNOWN], "the server's other processes are to know of the new automation"
+    asyncio.run(automations.put_all())
+    assert len(slept) == 1 and len(server.events) == 2
+    (told,) = [told for told in FILE if told["trigger"]["posture"] == "Proactive"]
+    for event in server.events:
+        assert event["event"] in told["trigger"]["after"] and event["event"] not in told["trigger"]["expect"]
+        assert event["resource"]["prefect.resource.id"] == "prefect.flow-run.a-run"
+        assert event["related"][0]["prefect.resource.id"] == told["trigger"]["match_related"]["prefect.resource.id"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- name: x\n  actions: [\n", r"mine.yaml:3: found text that is not YAML"),
+        ("name: x\n", r"mine.yaml: found no such list, expected a list of objects, each with a name"),
+        ("- name: x\n- 3\n", r"mine.yaml:2: found something else"),
+        ("- name: x\n  actions: []\n", r"mine.yaml:1, automation 'x': found trigger: Field required, expected"),
+        ("\n- name: x\n  trigger: {type: event}\n", r"mine.yaml:2, automation 'x': found actions: Field required"),
+        (
+            "- name: x\n  trigger: {type: event}\n  actions: [{type: no}]\n",
+            r"'x': found an action of a type that Prefect d",
+        ),
+        (
+            "- name: x\n  trigger: {type: event}\n  actions: [{type: change-flow-run-state}]\n",
+            r"'x': found actions.0.state: Field required, expected an automation",
+        ),
+    ],
+)
+def test_a_bad_file_is_one_sentence_with_its_place_and_nothing_is_written(
+    server: OneServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
+):
+    monkeypatch.setattr(automations, "FILE", tmp_path / "mine.yaml")
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(BadInput, match=words) as said:
+        asyncio.run(automations.put_all())
+    assert server.there == {} and "\n" not in str(said.value)
 
 
 def test_they_are_removed_and_nothing_else_is(server: OneServer):
