@@ -32,10 +32,13 @@ from prefect.states import Scheduled
 
 from cai.cli import run_cli
 from cai.errors import BadInput, CaiError
+from cai.lock import Held, let_go, take
 from flows.deploy import ROOT, deploy_all
+from flows.shared import reaching_the_server
 
 POOL = "cai"
 STARTED_WITHIN_SECONDS, CANCELLED_WITHIN_SECONDS, ENDED_WITHIN_SECONDS = 300.0, 45.0, 20.0
+_AFTER_PID = 32  # bytes of the lock file that are the process id, as cai.lock reads it
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -65,15 +68,17 @@ def serve(host: str, port: int, automations: bool) -> None:
     _refuse_taken(host, port, address)
     home = get_current_settings().home
     logs = home if home.is_absolute() else ROOT / home
-    logs.mkdir(parents=True, exist_ok=True)
+    lock = _hold(logs / "serve.lock", address)
     for number in SIGNALS:
         signal.signal(number, _tell)
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
         click.echo(f"Starting a Prefect server on {address} ...")
-        running["server"] = _start("server", ["server", "start", "--host", host, "--port", str(port)], address, logs)
+        command = ["server", "start", "--host", host, "--port", str(port)]
+        running["server"] = _start("server", command, address, logs, lock)
+        os.pwrite(lock, f"{address} {running['server'].pid}".encode(), _AFTER_PID)
         _wait_for(address, running["server"], logs)
-        with temporary_settings({PREFECT_API_URL: f"{address}/api"}):
+        with temporary_settings({PREFECT_API_URL: f"{address}/api"}), reaching_the_server():
             for sentence in asyncio.run(deploy_all(automations)):
                 click.echo(f"  {sentence}")
         running["worker"] = _start("worker", ["worker", "start", "--pool", POOL, "--type", "process"], address, logs)
@@ -87,6 +92,28 @@ def serve(host: str, port: int, automations: bool) -> None:
         click.echo("Stopped.")
     finally:
         _end_all(running, address)
+        let_go(lock, logs / "serve.lock", remove=False)
+
+
+def _hold(path: Path, address: str) -> int:
+    """Take the folder of Prefect's database: two servers in it would each work on the other's runs.
+
+    The file holds the process id, then address and process id of the server. The server has the lock, too, so that it
+    is ours for as long as that one lives, also where only this process is killed. Raises BadInput if another has it.
+    """
+    try:
+        lock = take(path)
+    except Held as held:
+        other, server = (*path.read_text(encoding="utf-8", errors="replace")[_AFTER_PID:].split(), "?", "?")[:2]
+        found = f"another make serve (process {held.pid.strip()}), with its server (process {server}) on {other}"
+        remedy = (
+            f"Use that one (export PREFECT_API_URL={other}/api), or end it with Ctrl-C or kill, and its server where "
+            "only that is left; another PREFECT_HOME is a server of its own."
+        )
+        raise BadInput(str(path.parent), found, "a folder that no server works in", remedy) from None
+    pid = str(os.getpid()).encode()
+    os.pwrite(lock, b" " * (_AFTER_PID - len(pid)) + f"{address} ?".encode(), len(pid))
+    return lock
 
 
 def _tell(number: int, _frame: object) -> None:
@@ -109,12 +136,14 @@ def _refuse_taken(host: str, port: int, address: str) -> None:
             raise BadInput(f"{host}:{port}", found, "a free port", remedy) from None
 
 
-def _start(name: str, arguments: list[str], address: str, logs: Path) -> subprocess.Popen[bytes]:
+def _start(name: str, arguments: list[str], address: str, logs: Path, *keep: int) -> subprocess.Popen[bytes]:
     """A Prefect command in the background, in a group of its own, so that Ctrl-C reaches it only through us."""
     told = {**os.environ, "PREFECT_API_URL": f"{address}/api", "PREFECT_HOME": str(logs)}
     command = [sys.executable, "-m", "prefect", *arguments]
     with (logs / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(command, env=told, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(
+            command, env=told, cwd=ROOT, stdout=log, stderr=log, start_new_session=True, pass_fds=keep
+        )
 
 
 def _answers(address: str) -> bool:
@@ -146,29 +175,40 @@ def _watch(running: dict[str, subprocess.Popen[bytes]], logs: Path) -> None:
 def _end_all(running: dict[str, subprocess.Popen[bytes]], address: str) -> None:
     """Cancel the runs under way, then end the worker, then the server, each with whatever it has started."""
     cancelled: set[UUID] | None = None
-    if "worker" in running and all(process.poll() is None for process in running.values()):
+    if "worker" in running and running["server"].poll() is None:
+        lives = running["worker"].poll() is None
+        if not lives:
+            _kill_group(running["worker"])  # no run may go on that is called cancelled
         with temporary_settings({PREFECT_API_URL: f"{address}/api"}), suppress(httpx.HTTPError, PrefectException):
-            cancelled = asyncio.run(_cancel_runs())
+            cancelled = asyncio.run(_cancel_runs(lives))
     while running:
         name, process = running.popitem()
         if process.poll() is None:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(ENDED_WITHIN_SECONDS)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # itself, if it does not end, and what it has left behind
+        _kill_group(process)  # itself, if it does not end, and what it has left behind
         process.wait()
         if name == "worker" and cancelled is not None:
             with temporary_settings({PREFECT_API_URL: f"{address}/api"}), suppress(httpx.HTTPError, PrefectException):
                 asyncio.run(_settle_runs(cancelled))
 
 
-async def _cancel_runs() -> set[UUID]:
-    """Else Prefect would believe them to be running for ever, and let no other run of their deployments begin."""
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+async def _cancel_runs(worker_lives: bool) -> set[UUID]:
+    """Else Prefect would believe them to be running for ever, and let no other run of their deployments begin.
+
+    A worker that lives ends them, which is waited for; without one their processes are gone, and they are cancelled.
+    """
     async with get_client() as client:
         under_way = await _under_way(client)
+        state = StateType.CANCELLING if worker_lives else StateType.CANCELLED
         for run in under_way:
-            await client.set_flow_run_state(run.id, State(type=StateType.CANCELLING))
+            await client.set_flow_run_state(run.id, State(type=state), force=not worker_lives)
         ended = time.monotonic() + CANCELLED_WITHIN_SECONDS
         while under_way and await _not_ended(client, [run.id for run in under_way]) and time.monotonic() < ended:
             await asyncio.sleep(0.5)

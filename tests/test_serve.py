@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ import httpx
 import pytest
 import yaml
 from datasets import load_dataset
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from cai.errors import BadInput
 from cai.store import open_run
-from flows.serve import _settle_runs, serve
+from flows import deploy
+from flows.automations import _await_signs_of_life, put_all
+from flows.serve import _end_all, _hold, _settle_runs, serve
 from tests.conftest import table_bytes
 
 ROOT = Path(__file__).parent.parent
@@ -123,6 +127,90 @@ def test_a_port_that_is_taken_is_named_before_anything_is_started(served: Served
             serve.callback("127.0.0.1", other.getsockname()[1], True)  # type: ignore[misc]
 
 
+def test_a_folder_in_which_a_server_works_is_refused_with_its_pid_and_port_and_nothing_is_written(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    def begun(*_: Any) -> Any:
+        raise AssertionError("it has begun")
+
+    monkeypatch.setattr("flows.serve._start", begun)
+    lock = served.home / "serve.lock"
+    before = lock.read_bytes()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    holder = rf"another make serve \(process {served.process.pid}\), with its server \(process \d+\)"
+    with (
+        temporary_settings({PREFECT_HOME: served.home}),
+        pytest.raises(
+            BadInput, match=f"{re.escape(str(served.home))}: found {holder} on http://127.0.0.1:{served.port},"
+        ),
+    ):
+        serve.callback("127.0.0.1", port, True)  # type: ignore[misc]
+    assert lock.read_bytes() == before
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from flows.serve import _hold, _start
+lock = _hold(Path("{folder}/serve.lock"), "http://127.0.0.1:4200")
+sys.executable = "{folder}/stand-in"
+print(_start("server", [], "http://127.0.0.1:4200", Path("{folder}"), lock).pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_folder_is_held_until_its_server_has_ended_also_where_make_serve_is_killed(tmp_path: Path):
+    (tmp_path / "stand-in").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "stand-in").chmod(0o755)
+    command = [sys.executable, "-c", HOLDS.format(folder=tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        server = int(holder.stdout.readline())
+        holder.kill()
+    try:
+        with pytest.raises(BadInput, match=rf"\(process {holder.pid}\), with its server .* on http://127.0.0.1:4200,"):
+            _hold(tmp_path / "serve.lock", "http://127.0.0.1:4201")
+    finally:
+        os.kill(server, signal.SIGKILL)
+    held: list[int] = []
+
+    def free() -> bool:
+        with suppress(BadInput):
+            held.append(_hold(tmp_path / "serve.lock", "http://127.0.0.1:4201"))
+        return bool(held)
+
+    until(free)
+    assert (tmp_path / "serve.lock").read_text().split() == [str(os.getpid()), "http://127.0.0.1:4201", "?"]
+    os.close(held[0])
+
+
+def test_automations_that_are_there_keep_their_triggers(served: Served):
+    before = {one["name"]: one for one in served.api("/automations/filter", {})}
+    with temporary_settings({PREFECT_API_URL: served.env["PREFECT_API_URL"]}):
+        said = asyncio.run(put_all())
+    assert [line.split(": ")[1] for line in said[: len(before)]] == ["is there"] * 3
+    after = {one["name"]: one for one in served.api("/automations/filter", {})}
+    assert {name: one["trigger"]["id"] for name, one in after.items()} == {
+        name: one["trigger"]["id"] for name, one in before.items()
+    }
+
+
+def test_what_prefect_refuses_of_a_deployment_is_one_sentence_that_names_it(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    told = (ROOT / "prefect.yaml").read_text()
+    (tmp_path / "prefect.yaml").write_text(told.replace("limit: 16", "limit: -3"))
+    (tmp_path / "flows").symlink_to(ROOT / "flows")
+    monkeypatch.setattr(deploy, "ROOT", tmp_path)
+    with pytest.raises(BadInput) as said:
+        deploy._prefect_deploy(served.env["PREFECT_API_URL"])
+    assert said.value.place == "prefect.yaml, deployment cai/revise"
+    assert "Validation failed for field 'limit'. Failure reason: -3 is less than the minimum of 1)" in said.value.found
+    assert "\n" not in str(said.value) and len(str(said.value)) < 300
+
+
 @pytest.mark.parametrize(
     ("name", "wrong", "words"),
     [
@@ -204,6 +292,11 @@ def test_a_run_of_the_pipeline_labels_and_exports_once(served: Served, tmp_path:
     assert [run for run in served.flow_runs() if str(out) in run] == [name]
 
 
+async def _await() -> None:
+    async with get_client() as client:
+        await _await_signs_of_life(client, False)
+
+
 def test_a_run_without_a_sign_of_life_is_crashed_and_one_of_other_people_is_left_alone(served: Served):
     (automation,) = [one for one in served.api("/automations/filter", {}) if one["name"] == "cai runs of dead workers"]
     told = {name: automation[name] for name in ("name", "description", "enabled", "trigger", "actions")}
@@ -214,9 +307,8 @@ def test_a_run_without_a_sign_of_life_is_crashed_and_one_of_other_people_is_left
     runs = {}
     for tag in ("cai", "other"):
         state = {"type": "RUNNING", "name": "Running"}
-        runs[tag] = served.api("/flow_runs/", {"flow_id": flow, "name": f"dead {tag}", "tags": [tag], "state": state})[
-            "id"
-        ]
+        dead = {"flow_id": flow, "name": f"dead {tag}", "tags": [tag], "state": state}
+        runs[tag] = served.api("/flow_runs/", dead)["id"]
     beats = [
         {
             "occurred": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -229,7 +321,12 @@ def test_a_run_without_a_sign_of_life_is_crashed_and_one_of_other_people_is_left
         for number, (tag, run) in enumerate(runs.items())
     ]
     time.sleep(3)  # until the server has heard of the new trigger
+    # As one is whose worker had died before the automation was put there: no heartbeat of it will ever be heard.
+    silent = served.api("/flow_runs/", {**dead, "name": "dead and silent", "tags": ["cai"]})["id"]
+    with temporary_settings({PREFECT_API_URL: served.env["PREFECT_API_URL"]}):
+        asyncio.run(_await())
     served.api("/events", beats)
+    until(lambda: served.api(f"/flow_runs/{silent}", method="GET")["state_type"] == "CRASHED")
     until(lambda: served.api(f"/flow_runs/{runs['cai']}", method="GET")["state_type"] == "CRASHED")
     assert "retry" in served.api(f"/flow_runs/{runs['cai']}", method="GET")["state"]["message"]
     assert served.api(f"/flow_runs/{runs['other']}", method="GET")["state_type"] == "RUNNING"
@@ -251,6 +348,32 @@ def test_a_run_that_the_worker_took_up_while_it_stops_is_put_back_and_a_slow_one
     assert capsys.readouterr().out.count("put back: ") == 1
     until(lambda: served.api(f"/flow_runs/{taken_up}", method="GET")["state_type"] == "COMPLETED")
     assert (tmp_path / "next").is_dir() and not (tmp_path / "slow").exists()
+
+
+def test_a_run_whose_worker_has_died_is_cancelled_and_named_while_the_server_is_there(
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    served.api("/work_pools/cai", {"is_paused": True}, "PATCH")  # the worker that is there shall not take it
+    try:
+        given = {"prompts": "redteam", "engine": "scripted", "out": str(tmp_path / "run")}
+        path = f"/deployments/{served.deployment('generate')['id']}/create_flow_run"
+        run = served.api(path, {"parameters": given, "state": {"type": "PENDING"}})["id"]
+        running = {"state": {"type": "RUNNING", "name": "Running"}, "force": True}
+        served.api(f"/flow_runs/{run}/set_state", running)
+        server = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        worker = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; exit 0"], start_new_session=True, stdout=-1)
+        assert worker.stdout is not None
+        left = int(worker.stdout.readline())  # a run of it that goes on
+        worker.wait()
+        _end_all({"server": server, "worker": worker}, served.env["PREFECT_API_URL"].removesuffix("/api"))
+        assert served.api(f"/flow_runs/{run}", method="GET")["state_type"] == "CANCELLED"
+        printed = capsys.readouterr().out
+        assert "cancelled: " in printed and f"prefect flow-run retry {run}" in printed
+        assert server.poll() is not None and not [
+            line for line in processes("sleep 600") if line.split()[0] == str(left)
+        ]
+    finally:
+        served.api("/work_pools/cai", {"is_paused": False}, "PATCH")
 
 
 def test_sigterm_ends_all_of_it_and_cancels_what_runs_and_a_second_start_goes_on(served: Served, tmp_path: Path):
