@@ -28,7 +28,7 @@ from cai.errors import BadInput
 from cai.store import open_run
 from flows import deploy
 from flows.automations import _await_signs_of_life, put_all
-from flows.serve import _end_all, _hold, _settle_runs, serve
+from flows.serve import _cancel_runs, _end_all, _hold, _settle_runs, serve
 from tests.conftest import table_bytes
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +87,10 @@ def until(true: Callable[[], object], seconds: float = 120) -> None:
 def processes(words: str) -> list[str]:
     listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
     return [line for line in listed.splitlines() if words in line]
+
+
+def alive(process: int) -> bool:
+    return any(line.split()[0] == str(process) and "<defunct>" not in line for line in processes(""))
 
 
 def started(home: Path, port: int) -> Served:
@@ -351,8 +355,13 @@ def test_a_run_that_the_worker_took_up_while_it_stops_is_put_back_and_a_slow_one
 
 
 def test_a_run_whose_worker_has_died_is_cancelled_and_named_while_the_server_is_there(
-    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    async def cancel(worker_lives: bool) -> set[UUID]:
+        until(lambda: not alive(left), 20)  # before it is called cancelled
+        return await _cancel_runs(worker_lives)
+
+    monkeypatch.setattr("flows.serve._cancel_runs", cancel)
     served.api("/work_pools/cai", {"is_paused": True}, "PATCH")  # the worker that is there shall not take it
     try:
         given = {"prompts": "redteam", "engine": "scripted", "out": str(tmp_path / "run")}
@@ -366,12 +375,11 @@ def test_a_run_whose_worker_has_died_is_cancelled_and_named_while_the_server_is_
         left = int(worker.stdout.readline())  # a run of it that goes on
         worker.wait()
         _end_all({"server": server, "worker": worker}, served.env["PREFECT_API_URL"].removesuffix("/api"))
-        assert served.api(f"/flow_runs/{run}", method="GET")["state_type"] == "CANCELLED"
+        states = [one["type"] for one in served.api(f"/flow_run_states/?flow_run_id={run}", method="GET")]
+        assert states[-2:] == ["RUNNING", "CANCELLED"], "no worker is waited for that would end it"
         printed = capsys.readouterr().out
         assert "cancelled: " in printed and f"prefect flow-run retry {run}" in printed
-        assert server.poll() is not None and not [
-            line for line in processes("sleep 600") if line.split()[0] == str(left)
-        ]
+        assert server.poll() is not None and not alive(left)
     finally:
         served.api("/work_pools/cai", {"is_paused": False}, "PATCH")
 
