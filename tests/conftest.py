@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cai import journal, stages
 from cai.constitution import Constitution, load_constitution
@@ -20,6 +21,10 @@ from cai.revise import Method, Roles
 from cai.rows import Message, Row
 from cai.templates import Templates, load_templates
 from tests.servers import Server
+
+# No example fails for its time: a busy machine has taken half a second for one of ten milliseconds.
+settings.register_profile("cai", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cai")
 
 # Datasets that a test loads are cached in a folder of this session, and found by no other one.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="cai-tests-")

@@ -167,7 +167,7 @@ def swapped(given_tables: Tables) -> Tables:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tables())
 def test_no_figure_moves_when_the_answers_of_every_pair_change_sides(given_tables: Tables):
     assert judge_figures(*swapped(given_tables)) == judge_figures(*given_tables)

@@ -239,7 +239,7 @@ wild = st.fixed_dictionaries({"chosen": answer, "rejected": answer}, optional={"
 record = wild | st.fixed_dictionaries({"chosen": some, "rejected": some}, optional={"prompt": some})
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(record, max_size=6))
 def test_whatever_a_record_holds_it_becomes_a_pair_or_a_drop_and_its_text_is_unchanged(
     tmp_path: Path, records: list[Any]

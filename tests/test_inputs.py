@@ -270,7 +270,7 @@ record = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(record, max_size=6))
 def test_whatever_a_record_holds_it_becomes_rows_or_one_drop_and_its_text_is_unchanged(
     tmp_path: Path, records: list[Any]
