@@ -205,7 +205,9 @@ def test_what_prefect_refuses_of_a_deployment_is_one_sentence_that_names_it(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     told = (ROOT / "prefect.yaml").read_text()
-    (tmp_path / "prefect.yaml").write_text(told.replace("limit: 16", "limit: -3"))
+    (tmp_path / "prefect.yaml").write_text(
+        told.replace("      prompts: redteam\n", "      prompts: redteam\n      limit: -3\n", 1)
+    )
     (tmp_path / "flows").symlink_to(ROOT / "flows")
     monkeypatch.setattr(deploy, "ROOT", tmp_path)
     with pytest.raises(BadInput) as said:
