@@ -45,15 +45,24 @@ def check_rows(run: Run, stage: str, sound: set[str], findings: Findings) -> Non
     read: list[str] = []
     reading = Reading(reread(run, stage, entry, findings), remade, findings)
     indexes = run.finished_shards(tables[-1])
+    between = 0
     with remade.loop if remade is not None else nullcontext():
         for index in indexes:
             shard = _opened(run, stage, index, sound, answers)
             if shard is None:
                 skipped = True
                 continue
+            if entry is None and _is_between(shard, belongs):
+                between += 1
+                continue
             read.append(digest(list(shard.mark["inputs"])))
             _check_shard(shard, belongs, entry is not None, reading, index == indexes[-1])
     reading.end(stage, skipped)
+    if between:
+        findings.note(
+            f"cai {stage}: {between} shards were being made anew, with other settings or rows, when a command was "
+            "killed; they were not looked into."
+        )
     if skipped:
         findings.note(f"cai {stage}: shards of which a file is not what was written were not looked into.")
     elif entry is not None:
@@ -73,14 +82,27 @@ def _opened(run: Run, stage: str, index: int, sound: set[str], answers: Answers 
     return Shard(run, stage, index, mark, {one["key"]: one for one in read_entries(segment)}, answers)
 
 
+def _is_between(shard: Shard, belongs: Json) -> bool:
+    """Whether a command that makes a shard anew was killed before it, or when some of its files were written."""
+    run, stage, index = shard.run, shard.stage, shard.index
+    marks = [json.loads((pq.read_schema(run.shard(table, index)).metadata or {})[b"cai"]) for table in TABLES[stage]]
+    if shard.mark["settings_sha"] != digest(belongs) or any(mark != shard.mark for mark in marks):
+        return True
+    return _dropped(shard) != shard.mark["dropped"]
+
+
+def _dropped(shard: Shard) -> int:
+    drops = shard.run.drops(shard.stage, shard.index)
+    return pq.read_metadata(drops).num_rows if drops.exists() else 0
+
+
 def _check_shard(shard: Shard, belongs: Json, finished: bool, reading: Reading, is_last: bool) -> None:
-    run, stage, inputs = shard.run, shard.stage, shard.mark["inputs"]
+    stage, inputs = shard.stage, shard.mark["inputs"]
     remade, findings = reading.remade, reading.findings
     last = TABLES[stage][-1]
     if finished:
         findings.same(shard.place(last), shard.mark["settings_sha"], digest(belongs), "rows of the settings")
-    drops = run.drops(stage, shard.index)
-    dropped = pq.read_metadata(drops).num_rows if drops.exists() else 0
+    dropped = _dropped(shard)
     findings.same(shard.place(last), dropped, shard.mark["dropped"], "so many drops beside it:")
     judged = last == "labels"
     kept = shard.rows("pairs" if judged else last)

@@ -12,6 +12,7 @@ Whatever lies in the folder beside these is named. Nothing is written, and no lo
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from cai.seal import SIGNATURE, Json, stages_text
 from cai.store import Run
 from cai.verify_lines import check_growing
 from cai.verify_rows import check_rows
+
+# The number of a process, as a lock file holds it.
+_PROCESS = re.compile(rb"[1-9][0-9]{0,9}")
 
 
 def verify_run(folder: Path, findings: Findings) -> None:
@@ -113,7 +117,8 @@ def _check_stages(run: Run, settings: dict[str, Json], findings: Findings) -> No
 
 
 def _check_lock(folder: Path, findings: Findings) -> None:
-    """The lock file is empty unless a process holds it, or was killed while it did."""
+    """The lock file is empty unless a process holds it, or was killed while it did: also one that had all but ended,
+    or that found nothing to do in a finished run. Such a one leaves its number."""
     path = folder / ".lock"
     if not path.is_file():
         return
@@ -126,7 +131,7 @@ def _check_lock(folder: Path, findings: Findings) -> None:
             findings.note("A command is working on the run now: what it has half done may look like a difference.")
             return
         said = file.read(100)
-    if said and findings.unfinished and said.isdigit():
+    if _PROCESS.fullmatch(said):
         findings.note(f".lock: a command was killed while it worked on the run (process {said.decode()}).")
     elif said:
         expected = "an empty file (any command on the run empties it)"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.writes import Writes
+from cai import lock
 
 
 class Disk(Writes):
@@ -40,7 +41,8 @@ class Killed(BaseException):
 class Kill(Writes):
     """Counts what is done below `folder`, and ends the process at the `last` of it, in the middle if it is a write.
 
-    Locks do not count: the kernel lets go of those of a process that ends, and this one does not.
+    What is written into a lock file does not count; that it is let go of does, as the last thing that a command does.
+    The kernel lets go of a lock when its process ends, and what stands in the file stays there, as it does here.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,8 +52,25 @@ class Kill(Writes):
     @contextmanager
     def at(self, last: int) -> Generator[None]:
         self.done, self.last = 0, last
-        with self.seen():
-            yield
+        let_go = lock.let_go
+
+        def ended(descriptor: int, path: Path, remove: bool) -> None:
+            if not Writes.holds(self, os.path.abspath(path)):
+                return let_go(descriptor, path, remove)
+            was_dead = self.done >= self.last
+            self.done += not was_dead
+            if self.done < self.last:
+                return let_go(descriptor, path, remove)
+            os.close(descriptor)
+            if not was_dead:
+                raise Killed
+
+        lock.let_go = ended
+        try:
+            with self.seen():
+                yield
+        finally:
+            lock.let_go = let_go
 
     def use(self, what: str, path: str) -> bool:
         self.done += 1

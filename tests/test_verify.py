@@ -29,7 +29,7 @@ from cai.verify import verify
 from cai.verify_again import item_of
 from tests.conftest import Quiet, write_jsonl
 from tests.faults import Kill, Killed
-from tests.small import STAGES, answer_by_script, before, label
+from tests.small import PROMPTS, STAGES, answer_by_script, before, label
 
 
 @pytest.fixture(scope="module")
@@ -80,20 +80,54 @@ def test_verifying_writes_nothing(finished: Path):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == there
 
 
-@pytest.mark.parametrize("stage", ["revise", "label"])
+MORE = PROMPTS.with_name("more.jsonl")
+write_jsonl(MORE, [*map(json.loads, PROMPTS.open()), {"prompt": ""}, {"id": "r2", "prompt": "question 2"}])
+
+
+def grow(folder: Path) -> None:
+    """More rows behind those that the run has: the shard of which there was only a part is made anew."""
+    settings = ReviseSettings(
+        prompts=str(MORE), out=str(folder / "run"), engine="scripted", shard_rows=2, rounds=1,
+        gate="off", rows_in_flight=1, revision_tries=1, principles="one", history="off",
+    )  # fmt: skip
+    asyncio.run(revise_stage(settings, Quiet()))
+
+
+def label_anew(folder: Path) -> None:
+    """With other settings, over the labels that are there."""
+    settings = LabelSettings(
+        run=str(folder / "run"), engine="scripted", judge_principles=2, pairs="all", replace=True, rows_in_flight=1,
+        history="off",
+    )  # fmt: skip
+    asyncio.run(label_stage(settings, Quiet()))
+
+
+WORK: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "revise": ("revise", STAGES["revise"]),
+    "label": ("label", STAGES["label"]),
+    "more rows": ("", grow),
+    "more rows before labels": ("label", grow),
+    "labels anew": ("", label_anew),
+    "a review": ("", lambda folder: review_all(folder / "run")),
+}
+
+
+@pytest.mark.parametrize("what", WORK)
 def test_wherever_a_stage_is_killed_what_it_leaves_is_no_difference(
-    tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ):
     answer_by_script(monkeypatch)
+    stage, work = WORK[what]
     ready = before(stage, tmp_path / "ready")
-    unbroken = Kill(shutil.copytree(ready, tmp_path / "unbroken"))
+    unbroken = Kill(shutil.copytree(ready, tmp_path / "unbroken") / "run")
     with unbroken.at(1 << 60):
-        STAGES[stage](tmp_path / "unbroken")
+        work(tmp_path / "unbroken")
+    assert told(tmp_path / "unbroken" / "run") == ""
     seen = set[bool]()
-    for last in range(1, unbroken.done + 1, 3):
+    for last in range(1, unbroken.done + 1, int(os.environ.get("STEP", "3"))):
         folder = shutil.copytree(ready, tmp_path / f"killed-{last}")
-        with Kill(folder).at(last), pytest.raises(Killed):
-            STAGES[stage](folder)
+        with Kill(folder / "run").at(last), pytest.raises(Killed):
+            work(folder)
         if (folder / "run" / "settings.json").exists():
             found = look(folder / "run")
             assert found.differences == [], last
@@ -102,7 +136,7 @@ def test_wherever_a_stage_is_killed_what_it_leaves_is_no_difference(
             assert all(
                 any(f"{name} is what a killed command had begun" in note for note in found.notes) for name in left
             )
-            assert not found.unfinished or any(f"cai {stage} is not finished" in note for note in found.notes)
+            assert not found.unfinished or any(" is not finished: what is there was" in note for note in found.notes)
         shutil.rmtree(folder)
     assert True in seen
 
@@ -238,7 +272,7 @@ def test_answers_that_are_being_filled_in_are_no_difference_and_anything_else_in
 def review_all(run: Path, answer: str = "b") -> None:
     """Let a person say the same of every pair."""
     lines = [{name: pair[name] for name in TOLD} | {"answer": answer} for pair in Run(run).records("pairs")]
-    path = write_jsonl(run.parent / "filled.jsonl", lines)
+    path = write_jsonl(PROMPTS.with_name("filled.jsonl"), lines)
     asyncio.run(label_stage(LabelSettings(run=str(run), apply_review=str(path), history="off"), Quiet()))
 
 
