@@ -12,7 +12,7 @@ from cai.store import Json, Run
 
 Kind = Literal["auto", "revision", "consecutive", "samples", "all"]
 NO_PAIR = "no_pair"  # why a row makes none: its answers are all the same
-_TABLES = {"trajectories": "revise", "responses": "generate"}
+ROW_TABLES = {"trajectories": "revise", "responses": "generate"}
 
 
 class RunPairs:
@@ -25,14 +25,14 @@ class RunPairs:
 
     def __init__(self, run: Run, kind: Kind, limit: int | None) -> None:
         self.spec, self._run, self._limit = str(run.folder), run, limit
-        tables = [table for table in _TABLES if run.finished_shards(table)]
+        tables = [table for table in ROW_TABLES if run.finished_shards(table)]
         if not tables:
             raise BadInput(self.spec, "no rows", "a run of cai revise or cai generate", "Make them first.")
         self.table = tables[0]
-        if _TABLES[self.table] not in run.manifest():
-            stage = _TABLES[self.table]
+        if ROW_TABLES[self.table] not in run.manifest():
+            stage = ROW_TABLES[self.table]
             raise BadInput(self.spec, f"an unfinished cai {stage}", "a finished one", f"Run cai {stage} to its end.")
-        run.check_files(_TABLES[self.table])
+        run.check_files(ROW_TABLES[self.table])
         self.made_of: str | None = made_of(run)
         self.unread = False
         if self.table == "responses" and kind in ("revision", "consecutive"):
@@ -101,12 +101,12 @@ def row_of(pair: Json, origin: str) -> str:
 
 def made_of(run: Run) -> str:
     """A digest of the rows that a run's pairs are made of, by its manifest."""
-    return run.files_sha(next((stage for table, stage in _TABLES.items() if run.finished_shards(table)), ""))
+    return run.files_sha(next((stage for table, stage in ROW_TABLES.items() if run.finished_shards(table)), ""))
 
 
 def answers_from(run: Run) -> str:
     """The source of the prompts that the answers of a run's pairs were given to."""
-    entries = (run.manifest().get(stage) for table, stage in _TABLES.items() if run.finished_shards(table))
+    entries = (run.manifest().get(stage) for table, stage in ROW_TABLES.items() if run.finished_shards(table))
     return next((entry["prompts"]["source"] for entry in entries if entry), str(run.folder))
 
 

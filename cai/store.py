@@ -332,6 +332,10 @@ class Run:
         """Every sha256 that a table's file, by its path in the run, was written with. Raises as `Sums.known`."""
         return self._sums.known(self.folder / name)
 
+    def written(self) -> list[str]:
+        """The tables' files that were written or about to be, by their paths in the run. Raises as `Sums.known`."""
+        return self._sums.written()
+
     def is_listed(self, stage: str) -> bool:
         """Whether the manifest has the files that a stage writes beside its tables as they are, or knows of none."""
         listed = self.other_files()

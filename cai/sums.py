@@ -88,6 +88,11 @@ class Sums:
         self._read()
         return self._written.setdefault(self._name(path), set())
 
+    def written(self) -> list[str]:
+        """The names of all files that have a sha256. Raises BadInput if the manifest is damaged."""
+        self._read()
+        return sorted(name for name, sums in self._written.items() if sums)
+
     def damaged_lines(self) -> list[str]:
         """The lines of shards.jsonl that are damaged. Raises BadInput if the manifest is."""
         self._read()

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cai.audit import TABLES
 from cai.checks import checks_sha
 from cai.engines import Completion, Engine, Request
 from cai.errors import RowDropped
@@ -24,6 +25,7 @@ from cai.seal import Json
 from cai.stage_run import code_sha
 from cai.store import Run, record_of
 
+# What was found, and what was expected.
 Found = tuple[str, str]
 _MADE = "what the answers in the journal make"
 
@@ -61,31 +63,34 @@ class Again:
     texts: Texts
     loop: asyncio.Runner
 
-    def of(self, row: Json, verdicts: list[Json], label: Json | None, entries: Mapping[str, Entry]) -> Iterator[Found]:
-        """What was found and what was expected, wherever a row is not what comes out."""
+    def of(
+        self, row: Json, verdicts: list[Json], label: Json | None, entries: Mapping[str, Entry]
+    ) -> Iterator[tuple[str, str, str]]:
+        """In which table what was found, and what was expected, wherever a row is not what comes out."""
+        table = TABLES[self.texts.stage][0]
         # An example of a constitution is judged by its own principle, which is in no setting.
         own = tuple(label["principles"]) if label is not None and self.texts.stage == "calibrate" else None
         try:
             made: Any = self.loop.run(work_again(self.texts, item_of(row), _Journaled(entries), own))
         except _NotJournaled as error:
-            yield f"a row of which {error}", "calls that are in the journal, if nothing was changed"
+            yield table, f"a row of which {error}", "calls that are in the journal, if nothing was changed"
             return
         except RowDropped as error:
-            yield f"a row that would be dropped ({error.reason})", "one that is kept"
+            yield table, f"a row that would be dropped ({error.reason})", "one that is kept"
             return
         if not isinstance(made, Judged):
-            yield from differing(record_of(made), row, _MADE)
+            yield from _in(table, differing(record_of(made), row, _MADE))
             return
-        yield from differing(record_of(made.pair), row, _MADE)
+        yield from _in("pairs", differing(record_of(made.pair), row, _MADE))
         if len(made.verdicts) != len(verdicts):
-            yield f"{len(verdicts)} verdicts", f"{len(made.verdicts)}"
+            yield "verdicts", f"{len(verdicts)} verdicts", f"{len(made.verdicts)}"
         for one, verdict in zip(made.verdicts, verdicts, strict=False):
-            yield from differing(record_of(one), verdict, _MADE)
+            yield from _in("verdicts", differing(record_of(one), verdict, _MADE))
         if label is not None:
             # What a person has said comes before the judge.
             reviewed = label["reviewed"]
             told: Label = replace(made.label, reviewed=reviewed, chosen=reviewed or made.label.judged)
-            yield from differing(record_of(told), label, _MADE)
+            yield from _in("labels", differing(record_of(told), label, _MADE))
 
     def dropped(
         self, item: Row | Pair, drop: Json, entries: Mapping[str, Entry], own: tuple[str, ...] | None, but: set[str]
@@ -121,6 +126,10 @@ def item_of(row: Json) -> Row | Pair:
     return Row(
         **{name: values[name] for name in ("row_id", "prompt_id", "sample", "prompt", "source", "extra")}, position=0
     )
+
+
+def _in(table: str, differences: Iterator[Found]) -> Iterator[tuple[str, str, str]]:
+    return ((table, *difference) for difference in differences)
 
 
 def differing(made: Json, row: Json, what: str) -> Iterator[Found]:

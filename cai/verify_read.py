@@ -90,7 +90,9 @@ class Reading:
         items = source.items(shard.index, self.findings) if source is not None else None
         if source is None or items is None:
             return ()
-        if not source.whole and is_last:
+        if shard.index in source.grown:
+            items = _of_those(items, inputs)
+        elif not source.whole and is_last:
             items = items[: len(inputs)]
         read = [content_of(item) for item in items]
         same = sum(one == sha for one, sha in zip(read, inputs, strict=False))
@@ -143,6 +145,14 @@ class Reading:
                 f"cai {stage}: {self.lost} dropped rows were not worked out again: a run does not keep their prompts, "
                 "and they are not in the source, or it was not read."
             )
+
+
+def _of_those(items: Sequence[Item], inputs: Sequence[str]) -> Sequence[Item]:
+    """The items that a shard read before others came between them; all, if one of them is not there."""
+    left = iter(items)
+    there = [next((item for item in left if content_of(item) == sha), None) for sha in inputs]
+    found = [item for item in there if item is not None]
+    return found if len(found) == len(inputs) else items
 
 
 def _kept(inputs: Sequence[str], rows: Sequence[Json]) -> dict[int, Json] | str:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from cai.audit import TABLES, count_stage
 from cai.errors import BadInput
 from cai.findings import Findings
-from cai.ids import digest
+from cai.ids import digest, sample_row_id
 from cai.journal import read_entries
 from cai.review import Answers, answers_given
 from cai.seal import Json
@@ -41,7 +41,7 @@ def check_rows(run: Run, stage: str, sound: set[str], findings: Findings) -> Non
     except BadInput as error:  # its texts are not what was written, which has been named
         findings.note(f"cai {stage}: its rows were not worked out again ({error.place}: {error.found}).")
         remade = None
-    answers = _answers(run, stage, entry is not None, findings)
+    answers = _answers(run, stage, findings)
     read: list[str] = []
     reading = Reading(reread(run, stage, entry, findings), remade, findings)
     indexes = run.finished_shards(tables[-1])
@@ -105,9 +105,10 @@ def _check_shard(shard: Shard, belongs: Json, finished: bool, reading: Reading, 
     dropped = _dropped(shard)
     findings.same(shard.place(last), dropped, shard.mark["dropped"], "so many drops beside it:")
     judged = last == "labels"
-    kept = shard.rows("pairs" if judged else last)
-    findings.same(shard.place(last), len(kept) + dropped, len(inputs), "rows and drops, together")
-    reading.check(shard, "pairs" if judged else last, kept, is_last)
+    first = "pairs" if judged else last
+    kept = shard.rows(first)
+    findings.same(shard.place(first), len(kept) + dropped, len(inputs), "rows and drops, together")
+    reading.check(shard, first, kept, is_last)
     verdicts: dict[str, list[Json]] = {}
     labels: list[Json] = []
     if judged:
@@ -118,8 +119,11 @@ def _check_shard(shard: Shard, belongs: Json, finished: bool, reading: Reading, 
         findings.same(shard.place("labels"), [row["pair_id"] for row in labels], named, "labels of the pairs")
         for other in verdicts.keys() - set(named):
             findings.differ(shard.place("verdicts"), f"a verdict on '{other}'", "one on a pair of this shard")
-        _check_reviewed(shard, kept, labels, findings)
+        _check_reviewed(shard, kept, labels, finished, findings)
     for number, row in enumerate(kept):
+        if "sample" in row and sample_row_id(row["prompt_id"], row["sample"]) != row["row_id"]:
+            found = f"the sample {row['sample']} of '{row['prompt_id']}'"
+            findings.differ(f"{shard.place(last)}, {_called(row)}", found, "the one that its row_id says")
         told = verdicts.get(row["pair_id"], []) if judged else []
         label = labels[number] if number < len(labels) else None
         if finished:
@@ -127,8 +131,8 @@ def _check_shard(shard: Shard, belongs: Json, finished: bool, reading: Reading, 
         for one in told if judged else [row]:
             _check_calls(shard, one, findings)
         if remade is not None:
-            for difference in remade.of(row, told, label, shard.entries):
-                findings.differ(f"{shard.place(last)}, {_called(row)}", *difference)
+            for table, *difference in remade.of(row, told, label, shard.entries):
+                findings.differ(f"{shard.place(table)}, {_called(row)}", *difference)
         findings.looked["rows"] += 1 + len(told) + (label is not None)
     findings.looked["drops"] += dropped
 
@@ -137,9 +141,9 @@ def _called(row: Json) -> str:
     return f"'{row['pair_id']}'" if "pair_id" in row else f"'{row['row_id']}'"
 
 
-def _answers(run: Run, stage: str, finished: bool, findings: Findings) -> Answers | None:
-    """What people have said of each pair; None where the answers are not entered yet, or cannot be read."""
-    if stage != "label" or not finished:
+def _answers(run: Run, stage: str, findings: Findings) -> Answers | None:
+    """What people have said of each pair; None where it cannot be read."""
+    if stage != "label":
         return None
     try:
         return answers_given(run)
@@ -148,13 +152,18 @@ def _answers(run: Run, stage: str, finished: bool, findings: Findings) -> Answer
         return None
 
 
-def _check_reviewed(shard: Shard, pairs: Sequence[Json], labels: Sequence[Json], findings: Findings) -> None:
-    """What a label says that a person said of the pair stands in reviews.jsonl, and the other way round."""
+def _check_reviewed(
+    shard: Shard, pairs: Sequence[Json], labels: Sequence[Json], finished: bool, findings: Findings
+) -> None:
+    """What a label says that a person said of the pair stands in reviews.jsonl, and the other way round.
+
+    Answers are written there first: in labels that are not finished, one may not be entered yet, or another one.
+    """
     if shard.answers is None:
         return
     for pair, label in zip(pairs, labels, strict=False):
         said, told = label["reviewed"], shard.answers(pair)
-        if said != told:
+        if said != told and (finished or told is None):
             found = f"a person's answer '{said}'" if said is not None else "no person's answer"
             expected = f"'{told}', as in reviews.jsonl" if told is not None else "none, as in reviews.jsonl"
             findings.differ(f"{shard.place('labels')}, {_called(pair)}", found, expected)
@@ -177,15 +186,20 @@ def _check_origin(shard: Shard, row: Json, belongs: Json, findings: Findings) ->
 
 
 def _check_calls(shard: Shard, row: Json, findings: Findings) -> None:
-    """Every call that a row names is in the journal, with the answer that the row has of it."""
+    """Every call that a row names is in the journal, with the answer that the row has of it.
+
+    Each line of the journal has a checksum of its own, so the table is named where the two say different things.
+    """
+    table = shard.place("verdicts" if "calls" in row else TABLES[shard.stage][0])
+    journal = f"journal/part-{shard.index:05d}.jsonl"
     for what, key, text in _calls(row):
-        place = f"journal/part-{shard.index:05d}.jsonl"
-        where = f"the {what} of {_called(row)}"
         entry = shard.entries.get(key)
         if entry is None:
-            findings.differ(place, f"no call {key[:12]}", f"{where}, which the table says is there")
+            where = f"the {what} of {_called(row)}, which {table} says is there"
+            findings.differ(journal, f"no call {key[:12]}", where)
         elif text is not None and entry["text"] != text:
-            findings.differ(f"{place}, call {key[:12]}", "another answer than in the table", where)
+            found = f"another {what} than the call {key[:12]} in {journal} has"
+            findings.differ(f"{table}, {_called(row)}", found, "the answer in the journal")
         else:
             findings.looked["answers held against the journal"] += 1
 

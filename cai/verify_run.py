@@ -32,12 +32,18 @@ from cai.store import Run
 from cai.verify_lines import check_growing
 from cai.verify_rows import check_rows
 
+NO_FILE = "a named pipe or a device, which is not opened"
 # The number of a process, as a lock file holds it.
 _PROCESS = re.compile(rb"[1-9][0-9]{0,9}")
 
 
 def verify_run(folder: Path, findings: Findings) -> None:
     """Name every difference in a run."""
+    if waiting := no_files(folder):
+        for path in waiting:
+            findings.differ(path.relative_to(folder), NO_FILE, "a file")
+        findings.note("Nothing else was looked at.")
+        return
     run = Run(folder)
     whole = [_check_canonical(folder / name, findings) for name in ("settings.json", "manifest.json")]
     if not all(whole):
@@ -51,6 +57,7 @@ def verify_run(folder: Path, findings: Findings) -> None:
             f"cai {stage} is not finished: what is there was looked at, and what is missing is no difference."
         )
     _check_agree(settings, manifest, findings)
+    _check_manifest(run, findings)
     _check_stages(run, settings, findings)
     _check_lock(folder, findings)
     sound = _check_tables(run, settings, manifest, findings)
@@ -72,6 +79,11 @@ def check_run_files(folder: Path, findings: Findings) -> None:
         _check_tables(run, settings, manifest, findings)
         _check_others(run, [], findings)
         _check_extra(run, settings, manifest, findings)
+
+
+def no_files(folder: Path) -> list[Path]:
+    """What in a folder is neither a file nor a folder, nor a link to one: who opens a named pipe waits for ever."""
+    return [path for path in files_below(folder) if path.exists() and not path.is_file() and not path.is_dir()]
 
 
 def _check_canonical(path: Path, findings: Findings) -> bool:
@@ -102,6 +114,24 @@ def _check_agree(settings: dict[str, Json], manifest: dict[str, Json], findings:
         for name in ("settings", "models", "texts"):
             where = f"settings.json, cai {stage}"
             findings.same(where, belongs.get(name), entry.get(name), f"other {name} than in manifest.json:")
+
+
+def _check_manifest(run: Run, findings: Findings) -> None:
+    """A run has a manifest.json from before its first row, and no command ever removes it."""
+    if (run.folder / "manifest.json").is_file():
+        return
+    begun = [*run.folder.glob("*/*.parquet"), *(run.folder / name for name in growing_files(run.folder))]
+    if any(path.stat().st_size for path in begun):
+        expected = "the one that cai writes before a run's first row, and never removes"
+        findings.differ("manifest.json", "no such file", expected)
+        for name in _missing(run):
+            findings.differ(name, "no such file", "a table, which shards.jsonl has")
+
+
+def _missing(run: Run) -> list[str]:
+    """The tables' files that were written, or were just about to be, and are not there. A shard that is made anew may
+    have no drops any more."""
+    return [name for name in run.written() if not name.startswith("drops/") and not (run.folder / name).exists()]
 
 
 def _check_stages(run: Run, settings: dict[str, Json], findings: Findings) -> None:
@@ -155,7 +185,25 @@ def _check_tables(run: Run, settings: dict[str, Json], manifest: dict[str, Json]
                 findings.differ(name, "a file that is none of this run's", "nothing here")
             elif _is_sound(run, name, listed.get(name), findings):
                 sound.add(name)
+        if stage not in manifest:
+            _check_unlisted_tables(run, stage, findings)
     return sound
+
+
+def _check_unlisted_tables(run: Run, stage: str, findings: Findings) -> None:
+    """Of a stage that is not finished, a shard of which the last table is there has the others: it is the last that is
+    written, and the first that is removed."""
+    *others, last = TABLES[stage]
+    for path in (run.shard(table, index) for index in run.finished_shards(last) for table in others):
+        if not path.is_file():
+            findings.differ(_name(run, path), "no such file", f"the table that belongs to {last}/{path.name}")
+    if (run.folder / "manifest.json").is_file():
+        for name in _missing(run):
+            if name.partition("/")[0] in TABLES[stage]:
+                findings.note(
+                    f"{name}: it is not there, though shards.jsonl has it. Either a command was killed just before it "
+                    "wrote it, or removed it to make it anew; or somebody else has removed it."
+                )
 
 
 def _tables_of(run: Run, stage: str) -> Iterator[Path]:

@@ -20,7 +20,7 @@ from cai.findings import Findings
 from cai.gold import ConstitutionPairs, GoldPairs
 from cai.inputs import Chunk, Prompts
 from cai.kept import kept_constitution
-from cai.pairs import RunPairs, made_of
+from cai.pairs import ROW_TABLES, RunPairs, made_of
 from cai.rows import Drop, Pair, Row
 from cai.seal import Json
 from cai.sources import file_of
@@ -39,7 +39,8 @@ class Reread:
 
     `called` names the source in a sentence, `counted` what it gives. `doubt` says why a difference from it is none of
     the run's; "" if it is one. `whole` says that it gives nothing behind the last shard. `moved` are shards that were
-    read in another place before, of which only what the items say is compared. `principles` judge a pair, by pair_id.
+    read in another place before, of which only what the items say is compared, and `grown` those that may have got
+    items since, also between those that were there. `principles` judge a pair, by pair_id.
     """
 
     called: str
@@ -48,6 +49,7 @@ class Reread:
     doubt: str
     whole: bool
     moved: frozenset[int]
+    grown: frozenset[int]
     principles: Mapping[str, tuple[str, ...]]
 
     def items(self, index: int, findings: Findings) -> tuple[Item, ...] | None:
@@ -91,20 +93,13 @@ def _opened(run: Run, stage: str, entry: Json, findings: Findings) -> Reread | N
             "looked at where their rows stand."
         )
     if stage == "label":
-        if told.get("made_of") != made_of(run):
-            findings.note(
-                "cai label: the run has other rows than it was labelled with, so the pairs were not made anew."
-            )
-            return None
-        pairs = RunPairs(run, settings["pairs"], told.get("limit"))
-        if not known:
-            findings.note("cai label: another version of cai made the pairs; their prompts and answers were compared.")
-            moved = frozenset(run.finished_shards("labels"))
-        return Reread("the run's answers", "pairs made anew", pairs.chunks(1), "", True, moved, {})
+        return _pairs(run, settings, told, known, moved, findings)
     spec: str | None = told.get("source")
     if spec is not None and stage == "calibrate" and "shard_rows" not in settings:
         examples, doubt = _examples(run, spec), "" if known else f"another version of cai read {spec}"
-        return Reread(spec, "examples made anew", examples.chunks(size), doubt, True, moved, examples.principles)
+        return Reread(
+            spec, "examples made anew", examples.chunks(size), doubt, True, moved, frozenset(), examples.principles
+        )
     path, is_as_it_was = _file(run, spec, told.get("file")) if spec is not None else (None, False)
     if path is None:
         is_file = spec is None or file_of(spec) is not None
@@ -121,7 +116,39 @@ def _opened(run: Run, stage: str, entry: Json, findings: Findings) -> Reread | N
     if told.get("file") is None:
         doubt = f"the manifest does not say what {path} was when it was read"
     whole = not doubt and path.stat().st_size == told["file"]["bytes"]
-    return Reread(str(path), "records read again", source.chunks(size), doubt, whole, moved, {})
+    return Reread(str(path), "records read again", source.chunks(size), doubt, whole, moved, frozenset(), {})
+
+
+def _pairs(
+    run: Run, settings: Json, told: Json, known: bool, moved: frozenset[int], findings: Findings
+) -> Reread | None:
+    """The pairs that the run's answers make. Also those of a run that has grown since it was labelled, so that nobody
+    excuses a change in the answers by that change."""
+    before, limit, grown = told.get("made_of"), told.get("limit"), frozenset[int]()
+    has_grown = before != made_of(run)
+    if has_grown and (before is None or all(map(run.finished_shards, ROW_TABLES))):  # maybe of the other table
+        findings.note("cai label: the run has other answers than it was labelled with, so no pairs were made anew.")
+        return None
+    if has_grown:
+        limit = None  # it counts from the first row, and there may be more of them now
+    pairs = RunPairs(run, settings["pairs"], limit)
+    if has_grown:
+        findings.note("cai label: the run's answers have been worked on since it was labelled.")
+        grown = _made_again(run, pairs.table)
+        # All that comes behind a new pair has another position.
+        moved |= {index for index in run.finished_shards(pairs.table) if grown and index >= min(grown)}
+    if not known:
+        findings.note("cai label: another version of cai made the pairs; their prompts and answers were compared.")
+        moved = frozenset(run.finished_shards("labels"))
+    called = f"the table {pairs.table}"
+    return Reread(called, "pairs made anew", pairs.chunks(1), "", not has_grown, moved, grown, {})
+
+
+def _made_again(run: Run, table: str) -> frozenset[int]:
+    """The shards that may have got rows since they were made for the first time."""
+    indexes, is_known = run.finished_shards(table), (run.folder / "shards.jsonl").is_file()
+    names = {index: run.shard(table, index).relative_to(run.folder).as_posix() for index in indexes}
+    return frozenset(index for index, name in names.items() if not is_known or len(run.known_sums(name)) != 1)
 
 
 def _examples(run: Run, source: str) -> ConstitutionPairs:

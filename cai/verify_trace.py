@@ -36,6 +36,7 @@ from cai.lineage import Exported, named_run, run_of
 from cai.markdown import plain
 from cai.seal import Json
 from cai.store import Run
+from cai.verify_run import NO_FILE, no_files
 from cai.versions import number_of
 
 BATCH_ROWS = 200_000
@@ -85,6 +86,9 @@ def _run_of(folder: Path, manifest: Json, given: Path | None, findings: Findings
             "has its trace there, the constitutions' text in the card, and most numbers of its manifest. Give --run "
             "RUN."
         )
+        return None
+    if waiting := no_files(place):
+        findings.differ(waiting[0], NO_FILE, "a file of the run that the dataset was made of")
         return None
     run = Run(place)
     if not _is_its_run(run, folder, manifest, given is not None, findings):
@@ -169,6 +173,12 @@ def _is_its_run(run: Run, folder: Path, manifest: Json, given: bool, findings: F
             found = "one that has none of its rows"
             findings.note(f"{folder}: NOT CHECKED against its run: {run.folder} is {found}. Give --run RUN.")
             return False
+        were = [f"cai {stage}" for stage, was in told["stages"].items() if was["finished"]]
+        if were and not (run.folder / "manifest.json").is_file():
+            # A run that is worked on has one too, without the stages that are not finished.
+            expected = f"the one of the run, of which {' and '.join(were)} had been finished for {folder.name}"
+            findings.differ(run.folder / "manifest.json", "no such file", expected)
+            return True
         findings.note(
             f"{folder}: the run {run.folder} has another manifest than when this was exported, so commands have worked "
             "on it since (or somebody has changed it: cai verify on the run tells), and what was counted of it "

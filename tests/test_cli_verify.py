@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from cai.cli import cai
 from cai.errors import BadInput, CheckFailed
+from cai.seal import stages_text
 from tests.small import answer_by_script, before
 
 
@@ -76,7 +77,7 @@ def test_as_json_it_says_the_same(finished: Path):
 
 
 def test_a_run_that_is_not_finished_is_as_it_was_written_as_far_as_it_goes(finished: Path):
-    (finished / "run" / "manifest.json").unlink()
+    (finished / "run" / "manifest.json").write_bytes(stages_text({}))  # as it is before a stage is finished
     done = give(finished / "run")
     assert done.exit_code == 0, done.stdout
     assert "cai label is not finished: what is there was looked at" in done.stdout

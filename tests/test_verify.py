@@ -2,6 +2,8 @@
 also where every digest was made to fit."""
 
 import asyncio
+import builtins
+import io
 import json
 import os
 import shutil
@@ -123,8 +125,9 @@ def test_wherever_a_stage_is_killed_what_it_leaves_is_no_difference(
     with unbroken.at(1 << 60):
         work(tmp_path / "unbroken")
     assert told(tmp_path / "unbroken" / "run") == ""
-    seen = set[bool]()
-    for last in range(1, unbroken.done + 1, int(os.environ.get("STEP", "3"))):
+    seen, lock = set[bool](), ""
+    # The last thing that is done is that the lock is let go of, when all is written.
+    for last in [*range(1, unbroken.done, 3), unbroken.done]:
         folder = shutil.copytree(ready, tmp_path / f"killed-{last}")
         with Kill(folder / "run").at(last), pytest.raises(Killed):
             work(folder)
@@ -132,18 +135,115 @@ def test_wherever_a_stage_is_killed_what_it_leaves_is_no_difference(
             found = look(folder / "run")
             assert found.differences == [], last
             seen.add(found.unfinished)
+            lock = (folder / "run" / ".lock").read_text()
+            assert (
+                not lock or f".lock: a command was killed while it worked on the run (process {lock})." in found.notes
+            )
             left = [path.name for path in (folder / "run").glob(".*.tmp")]
             assert all(
                 any(f"{name} is what a killed command had begun" in note for note in found.notes) for name in left
             )
             assert not found.unfinished or any(" is not finished: what is there was" in note for note in found.notes)
         shutil.rmtree(folder)
-    assert True in seen
+    assert seen == {True, False} and lock == str(os.getpid())
+
+
+def test_a_process_s_number_in_the_lock_file_of_a_finished_run_is_no_difference_and_anything_else_is(finished: Path):
+    path = finished / "run" / ".lock"
+    for number in ("1", "4194304"):
+        path.write_text(number)
+        found = look(finished / "run")
+        assert found.differences == [] and f"(process {number})" in found.notes[0]
+    for words in ("0", "12 ", "12345678901", "x"):
+        path.write_text(words)
+        assert f".lock: found {len(words)} bytes, expected an empty file" in told(finished / "run")
+
+
+# What was taken away
+
+
+def take_the_manifest(finished: Path) -> None:
+    (finished / "run" / "manifest.json").unlink()
+
+
+def test_a_run_that_has_rows_and_no_manifest_is_a_difference_and_every_table_that_is_gone_with_it_is_named(
+    finished: Path,
+):
+    take_the_manifest(finished)
+    assert told(finished / "run") == (
+        "manifest.json: found no such file, expected the one that cai writes before a run's first row, and never "
+        "removes."
+    )
+    gone = [f"{table}/part-00001.parquet" for table in ("trajectories", "pairs", "verdicts", "labels")]
+    for name in gone:
+        (finished / "run" / name).unlink()
+    found = told(finished / "run")
+    assert all(f"{name}: found no such file, expected a table, which shards.jsonl has." in found for name in gone)
+
+
+def test_a_dataset_of_a_run_that_has_no_manifest_any_more_says_so(finished: Path):
+    take_the_manifest(finished)
+    found = told(finished / "set")
+    expected = "the one of the run, of which cai label and cai revise had been finished for set"
+    assert f"{finished / 'run'}/manifest.json: found no such file, expected {expected}." in found
+
+
+def test_of_a_shard_whose_last_table_is_there_a_table_that_is_gone_is_found_before_the_stage_is_finished(
+    finished: Path,
+):
+    (finished / "run" / "manifest.json").write_bytes(stages_text({}))
+    (finished / "run" / "verdicts" / "part-00000.parquet").unlink()
+    found = "verdicts/part-00000.parquet: found no such file, expected the table that belongs to labels/part-00000"
+    assert found in told(finished / "run")
+
+
+def test_a_shard_that_is_gone_before_its_stage_is_finished_is_told(finished: Path):
+    (finished / "run" / "manifest.json").write_bytes(stages_text({}))
+    (finished / "run" / "trajectories" / "part-00001.parquet").unlink()
+    found = look(finished / "run")
+    assert found.differences == [] and any(
+        note.startswith("trajectories/part-00001.parquet: it is not there, though shards.jsonl has it.")
+        for note in found.notes
+    )
+
+
+@pytest.mark.parametrize("finish", [True, False])
+def test_people_s_answers_in_the_labels_without_the_file_that_they_came_from_are_found(finished: Path, finish: bool):
+    review_all(finished / "run")
+    with Run(finished / "run") as run:
+        entry = run.manifest()["label"]
+        (finished / "run" / "reviews.jsonl").unlink()
+        run.write_manifest("label", entry if finish else None)
+    found = told(finished / "run")
+    assert "found a person's answer 'b', expected none, as in reviews.jsonl." in found and "no such file" not in found
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "journal/part-00000.jsonl", "shards.jsonl", "labels/x.parquet"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_named_pipe_in_a_run_is_named_and_not_waited_for(
+    finished: Path, tmp_path: Path, name: str, linked: bool, monkeypatch: pytest.MonkeyPatch
+):
+    path = finished / "run" / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "pipe")
+    path.symlink_to(tmp_path / "pipe") if linked else os.mkfifo(path)
+
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def opened(given: Any, *rest: Any, **more: Any) -> Any:
+            assert isinstance(given, int) or not Path(given).is_fifo(), "whoever opens it waits for ever"
+            return real(given, *rest, **more)
+
+        return opened
+
+    for module in (builtins, io, os):
+        monkeypatch.setattr(module, "open", refusing(module.open))
+    assert told(finished / "run") == f"{name}: found a named pipe or a device, which is not opened, expected a file."
+    assert "a named pipe or a device, which is not opened, expected a file of the run" in told(finished / "set")
 
 
 def test_a_line_that_a_kill_has_torn_is_told_and_is_no_difference(finished: Path):
     run = finished / "run"
-    (run / "manifest.json").unlink()
+    (run / "manifest.json").write_bytes(stages_text({}))  # as it is before a stage is finished
     path = run / "journal" / "part-00000.jsonl"
     data = path.read_bytes()
     path.write_bytes(data + data.splitlines()[0][:70])
@@ -325,7 +425,7 @@ def other_principle(row: Any) -> None:
 @pytest.mark.parametrize(
     ("stage", "table", "change", "words"),
     [
-        ("revise", "trajectories", other_answer, "found another answer than in the table, expected the revision of"),
+        ("revise", "trajectories", other_answer, "found another revision of round 1 than the call"),
         ("revise", "trajectories", other_prompt, "found a row of which its response would be the call"),
         ("revise", "trajectories", other_check, "found in 'rounds'"),
         ("revise", "trajectories", other_call, "found no call 000000000000, expected the response of 'r0'"),

@@ -246,9 +246,9 @@ def test_records_that_were_taken_out_of_the_run_are_found_shard_and_all(finished
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (put(source="p.jsonl:7"), "in 'source' 'p.jsonl:7', expected what the run's answers"),
-        (put(position=7), "in 'position' 7, expected what the run's answers"),
-        (put(prompt_id="q"), "in 'prompt_id' 'q', expected what the run's answers"),
+        (put(source="p.jsonl:7"), "in 'source' 'p.jsonl:7', expected what the table trajectories has"),
+        (put(position=7), "in 'position' 7, expected what the table trajectories has"),
+        (put(prompt_id="q"), "in 'prompt_id' 'q', expected what the table trajectories has"),
     ],
 )
 def test_a_pair_that_is_not_what_the_run_s_answers_make_is_found(
