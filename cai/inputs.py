@@ -80,7 +80,9 @@ class Prompts:
                 prompt_id, prompt, extra = parse(record, place, copies)
                 row_ids = [sample_row_id(prompt_id, k) for k in range(self.samples)]
                 if not seen.add_new(row_ids):
-                    raise BadRecord("duplicate_id", f"the id '{prompt_id}' again", "each id once")
+                    raise BadRecord(
+                        "duplicate_id", *_taken(prompt_id, [one for one in row_ids if one in seen], self.samples)
+                    )
             except BadRecord as bad:
                 yield (as_drop(bad, record, place, self.stage, self.strict),)
                 continue
@@ -88,6 +90,14 @@ class Prompts:
             position += self.samples
             yield tuple(rows)
         self.unread = is_left(records)
+
+
+def _taken(prompt_id: str, taken: Sequence[str], samples: int) -> tuple[str, str]:
+    """What was found and expected where other rows have ids of a record's rows already."""
+    if len(taken) == samples:
+        return f"the id '{prompt_id}' again", "each id once"
+    found = f"the id '{prompt_id}', of which a sample would have the id '{taken[0]}', as another row has"
+    return found, "ids that end in no ~1, ~2, ... where there are several samples"
 
 
 class BadRecord(Exception):
@@ -248,10 +258,12 @@ class Counts:
 
     def add_new(self, texts: Sequence[str]) -> bool:
         """Add texts that differ, unless one of them is there already: then none is added."""
-        there = "select 1 from texts where text = ?"
-        if len(texts) > 1 and any(self._run(there, text).fetchone() for text in texts):
+        if len(texts) > 1 and any(text in self for text in texts):
             return False
         return all(self._run("insert or ignore into texts values (?, 1)", text).rowcount for text in texts)
+
+    def __contains__(self, text: str) -> bool:
+        return self._run("select 1 from texts where text = ?", text).fetchone() is not None
 
     def add(self, text: str) -> int:
         """How often it has been added by now."""

@@ -156,6 +156,18 @@ def test_an_id_that_another_prompts_sample_would_have_is_dropped(tmp_path: Path)
         write_jsonl(tmp_path / "p.jsonl", [{"id": "q", "prompt": "x"}, {"id": "q~1", "prompt": "y"}]), samples=2
     )
     assert [type(item).__name__ for item in items] == ["Row", "Row", "Drop"]
+    assert isinstance(items[2], Drop) and "found the id 'q~1', of which a sample would have" in items[2].detail
+
+
+def test_of_an_id_that_stands_once_it_is_not_said_that_it_stands_again(tmp_path: Path):
+    ids = ("x~1", "x", "x~1")
+    source = write_jsonl(tmp_path / "p.jsonl", [{"id": one, "prompt": one} for one in ids])
+    said = [item.detail for item in read(source, samples=2) if isinstance(item, Drop)]
+    assert said == [
+        "p.jsonl:2: found the id 'x', of which a sample would have the id 'x~1', as another row has, expected ids that "
+        "end in no ~1, ~2, ... where there are several samples",
+        "p.jsonl:3: found the id 'x~1' again, expected each id once",
+    ]
 
 
 def test_an_empty_id_in_csv_is_none(tmp_path: Path):
