@@ -19,7 +19,18 @@ from cai.texts import visible_json
 from cai.trace import trace
 
 
-@click.command(short_help="One row's whole story, from a run or a dataset; or one call.")
+class _Show(click.Command):
+    """Of an id that looks like an option, the error says how it is given."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            error.message += f" A ROW_ID that begins with '-' comes after '--': {ctx.command_path} PATH -- ROW_ID"
+            raise
+
+
+@click.command(cls=_Show, short_help="One row's whole story, from a run or a dataset; or one call.")
 @click.argument("path", metavar="PATH")
 @click.argument("row_id", metavar="[ROW_ID]", required=False)
 @click.option("--call", metavar="KEY", help="Instead of a row: the call with this key, of which the beginning will do.")

@@ -42,7 +42,8 @@ def print_outcome(outcome: Outcome) -> None:
     screen.print(f"Manifest {plain(out)}/manifest.json", soft_wrap=True)
     first = next(run.records(TABLES[stage][-1], ["row_id"]), None)
     if first is not None:
-        screen.print(f"One row  cai show {plain(out)} {plain(first['row_id'])}", soft_wrap=True)
+        ends = "-- " if first["row_id"].startswith("-") else ""
+        screen.print(f"One row  cai show {plain(out)} {ends}{plain(first['row_id'])}", soft_wrap=True)
 
 
 def print_dataset(dataset: Dataset) -> None:

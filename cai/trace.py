@@ -253,8 +253,8 @@ def _unknown(run: Run, row_id: str) -> BadInput:
 
 
 def _ids_of(run: Run) -> Iterator[str]:
-    seen = set[str]()
-    for stage in run.settings():
+    seen, stages = set[str](), run.settings()
+    for stage in (one for one in TABLES if one in stages):  # in the order of `cai show RUN`
         table = TABLES[stage][-1]
         columns = ["pair_id", "row_id"] if table == "labels" else _IDS
         everything: Any = (*run.records(table, columns), *run.dropped(stage, table))

@@ -165,6 +165,18 @@ def test_the_page_loads_nothing_and_allows_only_its_own_script_and_sheet(tmp_pat
     assert all(link.startswith("#") for link in re.findall(r'href="([^"]*)"', made))
 
 
+def test_a_drop_without_an_id_is_named_once_and_an_id_like_an_option_is_given_as_none(tmp_path: Path):
+    run = known_run(tmp_path / "run")
+    drops = [
+        Drop("mine.jsonl:14", "revise", "no_prompt", "mine.jsonl:14: found no 'prompt', expected text", "{}", "x"),
+        Drop("-d", "revise", "no_prompt", "it says nothing", "{}", "x"),
+    ]
+    pq.write_table(to_table(drops, "drops"), run.folder / "drops" / "revise-00000.parquet")
+    (made,) = re.findall("(<p><strong>mine.jsonl:14<.*?</p>)", page(run, "run"))
+    assert made.count("mine.jsonl:14") == 1 and "found no " in made
+    assert "cai show run -- -d</code>" in page(run, "run")
+
+
 def test_equal_runs_make_equal_pages_and_totals_that_do_not_add_up_are_said(tmp_path: Path):
     run = known_run(tmp_path / "run")
     made = page(run, "run")

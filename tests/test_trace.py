@@ -18,10 +18,12 @@ from cai.engines import Completion, Request
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput, CaiError
 from cai.lineage import differences, ids_in, made_anew, open_datasets, rows_in
+from cai.row_list import rows_of_run
 from cai.settings import ExportSettings, GenerateSettings, LabelSettings, ReviseSettings
 from cai.stages import export_stage, generate_stage, label_stage, revise_stage
 from cai.store import Json, Run, open_run
 from cai.trace import trace
+from tests import runs as hand
 from tests.conftest import Quiet, journaled, played_by, write_jsonl
 
 KEYS: dict[str, Request] = {}
@@ -288,6 +290,24 @@ def test_an_unknown_id_names_the_ones_like_it(made: Path):
         dataset_story(str(made / "sets"), "q00")
     with pytest.raises(BadInput, match="a ROW_ID, or --call KEY"):
         _shown(made / "run", "q0", "--call", "0000")
+
+
+def test_an_unknown_id_names_the_first_row_as_the_list_has_it_also_where_that_row_has_no_pair(tmp_path: Path):
+    rows = [hand.trajectory("q1"), hand.trajectory("q1~1", [hand.one_round()], sample=1, prompt_id="q1")]
+    run = hand.write_run(
+        tmp_path / "run", trajectories=rows, pairs=[hand.pair("q1~1")], labels=[hand.label("q1~1")],
+        verdicts=[hand.verdict("q1~1")],
+    )  # fmt: skip
+    assert next(rows_of_run(run))["id"] == "q1"
+    with pytest.raises(BadInput, match="the first one is 'q1'"):
+        trace(run, "zz")
+
+
+def test_an_id_that_begins_with_a_minus_is_taken_behind_two_of_them_and_the_error_says_so(tmp_path: Path):
+    run = hand.write_run(tmp_path / "run", trajectories=[hand.trajectory("-d1", response="an answer to it")])
+    assert "an answer to it" in _shown(run.folder, "--", "-d1")
+    said = CliRunner().invoke(show, [str(run.folder), "-d1"])
+    assert said.exit_code == 2 and "A ROW_ID that begins with '-' comes after '--': show PATH -- ROW_ID" in said.output
 
 
 def test_calls_that_another_run_or_an_older_version_asked_are_not_given_a_session(copied: Path):

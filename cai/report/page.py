@@ -59,7 +59,8 @@ def page(run: Run, name: str, calibration: str | None = None, datasets: Sequence
         loader=jinja2.FileSystemLoader(_HERE),
     )  # fmt: skip
     filters: dict[str, Any] = environment.filters
-    filters.update(text=_text, diff=_diff, percent=_percent, number=_number, command=_quoted, mass=share)
+    filters.update(text=_text, diff=_diff, percent=_percent, number=_number, mass=share)
+    filters.update(command=_quoted, argument=_argument, why=_why)
     return environment.get_template("page.html.jinja").render(
         name=name,
         style=style,
@@ -242,6 +243,16 @@ def _percent(part: float | None, whole: float = 1) -> str:
 
 def _number(value: float | None, places: int = 2) -> str:
     return "-" if value is None else f"{value:,.{places}f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _why(drop: Json) -> str:
+    """What is said of a drop behind its id, which is the place in the source where the record has none."""
+    return drop["detail"].removeprefix(f"{drop['row_id']}: ")
+
+
+def _argument(row_id: str) -> str:
+    """An id as a command takes it."""
+    return f"-- {_quoted(row_id)}" if row_id.startswith("-") else _quoted(row_id)
 
 
 def _quoted(value: object) -> str:
