@@ -108,7 +108,6 @@ WORK: dict[str, tuple[str, Callable[[Path], object]]] = {
     "revise": ("revise", STAGES["revise"]),
     "label": ("label", STAGES["label"]),
     "more rows": ("", grow),
-    "more rows before labels": ("label", grow),
     "labels anew": ("", label_anew),
     "a review": ("", lambda folder: review_all(folder / "run")),
 }
