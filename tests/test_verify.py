@@ -430,8 +430,12 @@ def other_principle(row: Any) -> None:
         ("revise", "trajectories", other_call, "found no call 000000000000, expected the response of 'r0'"),
         ("label", "verdicts", other_probability, "found in 'probability_a' 0.5, expected what the answers in the"),
         ("label", "labels", other_probability, "found in 'probability_a' 0.5, expected what the answers in the"),
+        ("label", "verdicts", lambda row: row.update(raw="B"), "found in 'raw' 'B', expected what the answers in the"),
+        ("label", "verdicts", lambda row: row.update(letter_mass=0.5), "found in 'letter_mass' 0.5, expected"),
         ("label", "labels", other_principle, "found in 'principles' ['honesty'], expected what the answers in the"),
         ("label", "pairs", lambda row: row.update(a="x"), "found a prompt or answers that it was not made of"),
+        ("revise", "trajectories", lambda row: row.update(sample=1), "'r0': found the sample 1 of 'r0', expected the"),
+        ("revise", "trajectories", lambda row: row.update(prompt_id="q"), "'r0': found the sample 0 of 'q', expected"),
     ],
 )
 def test_a_row_that_is_not_what_the_answers_in_the_journal_make_is_found_though_every_digest_fits(
@@ -440,6 +444,9 @@ def test_a_row_that_is_not_what_the_answers_in_the_journal_make_is_found_though_
     rewrite(finished / "run", stage, table, change)
     found = told(finished / "run")
     assert words in found and "bytes" not in found, found
+    # What it names is the table that was changed; what is made of that is not blamed for it.
+    blamed = {line.split("/part-")[0] for line in found.splitlines() if words in line}
+    assert blamed == {"journal" if change is other_call else table}, found
 
 
 def test_a_person_s_answer_that_nobody_has_given_is_found_though_every_digest_fits(finished: Path):

@@ -259,6 +259,46 @@ def test_a_pair_that_is_not_what_the_run_s_answers_make_is_found(
     assert words in told(finished)
 
 
+def test_the_pairs_of_a_run_that_has_grown_since_are_held_against_its_answers(finished: Path):
+    grown(finished / "p.jsonl")
+    revise("finished/p.jsonl", finished / "run")
+    found, run = look(finished / "run"), Run(finished / "run")
+    assert found.differences == [] and found.looked["pairs made anew"] == 2
+    assert "cai label: the run's answers have been worked on since it was labelled." in found.notes
+    forge(run.folder, "label", run.shard("pairs", 0), put(position=7), "kept/response+revision-1")
+    assert "pairs/part-00000.parquet, 'kept/response+revision-1': found in 'position' 7, expected" in told(finished)
+
+
+def test_a_row_that_is_kept_at_last_in_a_run_that_has_grown_is_no_other_answer(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, run = write_jsonl(Path("q.jsonl"), [RECORDS[3], RECORDS[0]]), Run(finished / "new")
+    revise(str(path), run.folder)
+    label(run.folder)
+    played_by(monkeypatch, ScriptedEngine(derived_script))
+    write_jsonl(path, [RECORDS[3], RECORDS[0], RECORDS[5]])
+    revise(str(path), run.folder)
+    assert [row["row_id"] for row in run.records("trajectories")] == ["refused", "kept", "last"]
+    assert look(run.folder).differences == []
+    assert [pair["position"] for pair in run.records("pairs")] == [0]
+    forge(run.folder, "label", run.shard("pairs", 0), put(a="other words"), "kept/response+revision-1")
+    expected = "another one in place 1, expected the 3 that the table trajectories gives."
+    assert f"pairs/part-00000.parquet: found 1 records, and {expected}" in "\n".join(
+        map(str, look(run.folder).differences)
+    )
+
+
+def test_a_change_in_the_answers_does_not_excuse_the_same_change_in_their_pairs(finished: Path):
+    run = Run(finished / "run")
+    forge_row(finished, put(prompt_id="q", source="p.jsonl:7"))
+    found = told(finished)
+    assert "pairs/part-00000.parquet, 'kept/response+revision-1': found in 'prompt_id' 'kept', expected what" in found
+    forge(
+        run.folder, "label", run.shard("pairs", 0), put(prompt_id="q", source="p.jsonl:7"), "kept/response+revision-1"
+    )
+    assert "'kept': found the sample 0 of 'q', expected the one that its row_id says." in told(finished)
+
+
 def test_a_drop_of_a_pair_is_worked_out_too(finished: Path, monkeypatch: pytest.MonkeyPatch):
     equal = {("kept", "response"), ("kept", "revision")}
 
