@@ -91,7 +91,7 @@ def _print(path: str, findings: Findings) -> None:
     if findings.unchecked:
         which = "" if [path] == findings.unchecked else f" ({', '.join(findings.unchecked)})"
         state += f", and NOT held against its run{which}"
-    click.echo(_line(f"{path}: {state}. Looked at: {looked}."))
+    click.echo(_line(f"{path}: {state}. Looked at: {looked or 'nothing more'}."))
 
 
 def _line(sentence: str) -> str:

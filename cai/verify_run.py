@@ -52,12 +52,13 @@ def verify_run(folder: Path, findings: Findings) -> None:
     settings, manifest = run.settings(), run.manifest()
     open_stages = [stage for stage in settings if stage not in manifest]
     findings.unfinished = bool(open_stages)
+    has_manifest = _check_manifest(run, findings)
     for stage in open_stages:
-        findings.note(
-            f"cai {stage} is not finished: what is there was looked at, and what is missing is no difference."
-        )
+        what = "is not finished: what is there was looked at, and what is missing is no difference."
+        if not has_manifest:
+            what = "may be finished or not, which manifest.json would say: what is there was looked at."
+        findings.note(f"cai {stage} {what}")
     _check_agree(settings, manifest, findings)
-    _check_manifest(run, findings)
     _check_stages(run, settings, findings)
     _check_lock(folder, findings)
     sound = _check_tables(run, settings, manifest, findings)
@@ -116,16 +117,18 @@ def _check_agree(settings: dict[str, Json], manifest: dict[str, Json], findings:
             findings.same(where, belongs.get(name), entry.get(name), f"other {name} than in manifest.json:")
 
 
-def _check_manifest(run: Run, findings: Findings) -> None:
-    """A run has a manifest.json from before its first row, and no command ever removes it."""
+def _check_manifest(run: Run, findings: Findings) -> bool:
+    """Whether no manifest.json is missing: a run has one from before its first row, and no command ever removes it."""
     if (run.folder / "manifest.json").is_file():
-        return
+        return True
     begun = [*run.folder.glob("*/*.parquet"), *(run.folder / name for name in growing_files(run.folder))]
-    if any(path.stat().st_size for path in begun):
+    is_missing = any(path.stat().st_size for path in begun)
+    if is_missing:
         expected = "the one that cai writes before a run's first row, and never removes"
         findings.differ("manifest.json", "no such file", expected)
         for name in _missing(run):
             findings.differ(name, "no such file", "a table, which shards.jsonl has")
+    return not is_missing
 
 
 def _missing(run: Run) -> list[str]:

@@ -1,6 +1,7 @@
 """`cai verify` as an auditor gives it: what is printed, and how it ends."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -74,6 +75,12 @@ def test_as_json_it_says_the_same(finished: Path):
         }
     ]  # fmt: skip
     assert told[f"{finished}/set"]["notes"] and not told[f"{finished}/run"]["unfinished"]
+
+
+def test_where_a_named_pipe_lies_nothing_more_is_looked_at(finished: Path):
+    (finished / "run" / "manifest.json").unlink()
+    os.mkfifo(finished / "run" / "manifest.json")
+    assert "run: differs in 1 place. Looked at: nothing more.\n" in give(finished / "run").stdout
 
 
 def test_a_run_that_is_not_finished_is_as_it_was_written_as_far_as_it_goes(finished: Path):

@@ -173,6 +173,7 @@ def test_a_run_that_has_rows_and_no_manifest_is_a_difference_and_every_table_tha
         "manifest.json: found no such file, expected the one that cai writes before a run's first row, and never "
         "removes."
     )
+    assert "cai label may be finished or not, which manifest.json would say: what is" in look(finished / "run").notes[0]
     gone = [f"{table}/part-00001.parquet" for table in ("trajectories", "pairs", "verdicts", "labels")]
     for name in gone:
         (finished / "run" / name).unlink()
