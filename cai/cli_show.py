@@ -26,8 +26,10 @@ class _Show(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            error.message += f" A ROW_ID that begins with '-' comes after '--': {ctx.command_path} PATH -- ROW_ID"
-            raise
+            if error.possibilities:  # an option, misspelt
+                raise
+            hint = f"A ROW_ID that begins with '-' comes after '--': {ctx.command_path} PATH -- ROW_ID"
+            raise click.UsageError(f"{error.format_message()} {hint}", error.ctx) from error
 
 
 @click.command(cls=_Show, short_help="One row's whole story, from a run or a dataset; or one call.")

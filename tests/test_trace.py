@@ -308,6 +308,7 @@ def test_an_id_that_begins_with_a_minus_is_taken_behind_two_of_them_and_the_erro
     assert "an answer to it" in _shown(run.folder, "--", "-d1")
     said = CliRunner().invoke(show, [str(run.folder), "-d1"])
     assert said.exit_code == 2 and "A ROW_ID that begins with '-' comes after '--': show PATH -- ROW_ID" in said.output
+    assert "ROW_ID that" not in CliRunner().invoke(show, [str(run.folder), "--jso"]).output
 
 
 def test_calls_that_another_run_or_an_older_version_asked_are_not_given_a_session(copied: Path):
