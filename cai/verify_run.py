@@ -39,10 +39,7 @@ _PROCESS = re.compile(rb"[1-9][0-9]{0,9}")
 
 def verify_run(folder: Path, findings: Findings) -> None:
     """Name every difference in a run."""
-    if waiting := no_files(folder):
-        for path in waiting:
-            findings.differ(path.relative_to(folder), NO_FILE, "a file")
-        findings.note("Nothing else was looked at.")
+    if not _all_are_files(folder, findings):
         return
     run = Run(folder)
     whole = [_check_canonical(folder / name, findings) for name in ("settings.json", "manifest.json")]
@@ -74,12 +71,24 @@ def verify_run(folder: Path, findings: Findings) -> None:
 
 def check_run_files(folder: Path, findings: Findings) -> None:
     """Name every file of a finished run that is not what its manifest has, and no more: the rows are not looked at."""
+    if not _all_are_files(folder, findings):
+        return
     run = Run(folder)
     if all(_check_canonical(folder / name, findings) for name in ("settings.json", "manifest.json")):
         settings, manifest = run.settings(), run.manifest()
         _check_tables(run, settings, manifest, findings)
         _check_others(run, [], findings)
         _check_extra(run, settings, manifest, findings)
+
+
+def _all_are_files(folder: Path, findings: Findings) -> bool:
+    """Whether all that lies in a run can be opened; what cannot is named, and nothing else is looked at."""
+    waiting = no_files(folder)
+    for path in waiting:
+        findings.differ(path.relative_to(folder), NO_FILE, "a file")
+    if waiting:
+        findings.note("Nothing else was looked at.")
+    return not waiting
 
 
 def no_files(folder: Path) -> list[Path]:

@@ -302,6 +302,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "run", lambda folder: (folder / "journal/part-00000.jsonl").open("a").write("x\n"), "2 bytes more.*journal/"
     ),
     "a stray file": ("run", lambda folder: (folder / "notes.txt").touch(), "a file that is none of this run's"),
+    "a named pipe": ("run", lambda folder: os.mkfifo(folder / "journal/part-00007.jsonl"), "a named pipe.*journal/"),
     "the second of two versions": ("sets", lambda folder: one_more_word(folder / "v0002"), "other bytes.*v0002"),
 }  # fmt: skip
 
