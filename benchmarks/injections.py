@@ -40,9 +40,9 @@ from cai.rows import Label, Message, Pair
 from cai.runner import InFlight
 from cai.sandbox import fence
 from cai.scores import rate
+from cai.seal import Json
 from cai.settings import CalibrateSettings
 from cai.settings_load import load_settings
-from cai.store import Json
 from cai.templates import JUDGE, Templates, load_templates
 
 # How the answers are shown, the shipped form first.

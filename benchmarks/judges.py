@@ -23,10 +23,11 @@ from cai.gold import a_is_gold
 from cai.label import label, log_odds, soft_label
 from cai.progress import Progress
 from cai.rows import Verdict
+from cai.seal import Json
 from cai.settings import CalibrateSettings
 from cai.settings_load import load_settings
 from cai.stages import calibrate_stage
-from cai.store import Json, open_run
+from cai.store import open_run
 from cai.temperature import gather
 
 VARIANTS: dict[str, dict[str, Any]] = {

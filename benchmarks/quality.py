@@ -18,10 +18,11 @@ from cai import markdown
 from cai.errors import CheckFailed
 from cai.progress import Progress
 from cai.refusals import is_refusal
+from cai.seal import Json
 from cai.settings import ReviseSettings
 from cai.settings_load import load_settings
 from cai.stages import revise_stage
-from cai.store import Json, open_run
+from cai.store import open_run
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as configured": {},

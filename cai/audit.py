@@ -10,7 +10,8 @@ from cai.checks import CHECKS, boilerplate_endings
 from cai.journal import Tally
 from cai.label import NEITHER, REASONS, why_none
 from cai.refusals import is_refusal
-from cai.store import Json, Run
+from cai.seal import Json
+from cai.store import Run
 
 # The tables of each stage; the last one is written last, and has one row for each row or pair that was kept.
 TABLES = {

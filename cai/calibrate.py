@@ -21,7 +21,7 @@ from cai.scores import (
     reliability_bins,
     share,
 )
-from cai.store import Json
+from cai.seal import Json
 from cai.temperature import Aggregate, GoldEvidence, cross_fitted, fit_temperature, soft_labels
 
 FEWEST_TO_FIT = 20

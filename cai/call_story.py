@@ -20,7 +20,8 @@ from cai.inputs import Prompts
 from cai.journal import Entry, entries_with
 from cai.replay import TEMPLATE_OF, CannotRebuild, Rebuilt, Texts, kept_texts, rebuild
 from cai.rows import Pair, Row, as_messages
-from cai.store import Json, Run
+from cai.seal import Json
+from cai.store import Run
 from cai.trace import segment_of, segments_of, uses_in
 
 SHORTEST = 4  # characters of a key, so that its beginning is not a common word of the journal

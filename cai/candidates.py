@@ -26,8 +26,9 @@ from cai.inputs import ROLES
 from cai.label import why_none
 from cai.pairs import row_of
 from cai.rows import Message, as_messages, is_text
+from cai.seal import Json
 from cai.sources import Unreadable, read_records
-from cai.store import Json, Run, open_run
+from cai.store import Run, open_run
 
 # Before the ids of helpful answers, which come from another run or file and may be called like rows of this one.
 HELPFUL = "helpful:"

@@ -15,7 +15,7 @@ from cai.dataset import CONFIGS, SPLITS, Config
 from cai.markdown import code, percent, plain, table
 from cai.report.gate import gate_of
 from cai.sandbox import fence
-from cai.store import Json
+from cai.seal import Json
 from cai.texts import visible
 from cai.versions import CHANGES
 from cai.views import snippet

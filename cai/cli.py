@@ -21,6 +21,7 @@ from cai.pipeline import Finished, pipeline
 from cai.progress import Progress
 from cai.screen import print_dataset, print_outcome
 from cai.screen_judge import print_calibration_of
+from cai.seal import Json
 from cai.settings import (
     CalibrateSettings,
     ExportSettings,
@@ -32,7 +33,6 @@ from cai.settings import (
 from cai.stage_run import Outcome
 from cai.stages import Dataset, calibrate_stage, export_stage, generate_stage, label_stage, revise_stage
 from cai.stop import run_until_stopped
-from cai.store import Json
 from cai.texts import visible, visible_json
 
 GROUPS = {

@@ -29,10 +29,11 @@ from cai.screen_constitution import (
     print_reasons,
 )
 from cai.screen_judge import print_calibration_of
+from cai.seal import Json
 from cai.settings import ConstitutionTestSettings
 from cai.stages import constitution_stage
 from cai.stop import run_until_stopped
-from cai.store import Json, open_run
+from cai.store import open_run
 from cai.texts import visible_json
 from cai.verify import is_run
 

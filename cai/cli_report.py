@@ -10,7 +10,8 @@ from cai.files import write_atomically
 from cai.history import History
 from cai.screen import print_report
 from cai.screen_history import print_history
-from cai.store import Json, open_run
+from cai.seal import Json
+from cai.store import open_run
 from cai.texts import visible, visible_json
 from cai.trends import sessions_of, trends
 

@@ -29,7 +29,8 @@ from cai.replay import CannotRebuild, Texts, kept_texts, work_again
 from cai.revise import LETTERS
 from cai.rows import Pair, Row
 from cai.runner import Watch
-from cai.store import Json, Run
+from cai.seal import Json
+from cai.store import Run
 from cai.templates import Templates
 from cai.verify_again import item_of
 

@@ -14,7 +14,8 @@ from cai.constitution_calls import STAGES, Asked, Counted, count_calls
 from cai.errors import BadInput
 from cai.progress import Progress
 from cai.runner import Watch
-from cai.store import Json, Run, open_run
+from cai.seal import Json
+from cai.store import Run, open_run
 from cai.verify_dataset import is_dataset, versions_in
 from cai.word_diff import Piece, word_diff, words_changed
 

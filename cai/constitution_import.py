@@ -17,7 +17,7 @@ from cai.constitution_lint import names_letters
 from cai.errors import BadInput
 from cai.plain_yaml import LONGEST
 from cai.published import Form, Said, read_published
-from cai.store import Json
+from cai.seal import Json
 from cai.texts import straight, words_of
 
 # Characters of all that a source says: what is made from it is up to six times as long, and no YAML text may be longer.

@@ -20,8 +20,9 @@ from cai.hygiene import clean_answers, clean_pairs, prompt_groups, prompt_key, r
 from cai.ids import digest, file_digest
 from cai.pairs import made_of
 from cai.probes import separability, two_sides
+from cai.seal import Json
 from cai.splits import between_splits, split_tables
-from cai.store import Json, Run
+from cai.store import Run
 from cai.views import Trainer, View, make_view
 
 GoOn = Callable[[], None]

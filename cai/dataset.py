@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from cai.files import writing
 from cai.ids import file_digest
 from cai.rows import MESSAGES, Message, as_turns, schema_of
-from cai.store import Json
+from cai.seal import Json
 
 Config = Literal["sft", "preference", "reward", "kto"]
 CONFIGS: tuple[Config, ...] = ("sft", "preference", "reward", "kto")

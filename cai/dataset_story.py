@@ -10,8 +10,9 @@ from cai.errors import BadInput
 from cai.ids import file_digest
 from cai.lineage import Exported, differences, ids_in, is_helpful, made_anew, open_datasets, rows_in, run_of
 from cai.made_of import made_of
+from cai.seal import Json
 from cai.sources import Unreadable, read_records
-from cai.store import Json, Run
+from cai.store import Run
 from cai.trace import did_you_mean, trace
 
 

@@ -18,9 +18,9 @@ from cai.dataset import KIND, json_text, write_configs, write_text
 from cai.errors import BadInput
 from cai.folder import new_folder, refuse_other_files
 from cai.ids import digest
-from cai.seal import sealed
+from cai.seal import Json, sealed
 from cai.signing import PrivateKey, sign
-from cai.store import Json, Run
+from cai.store import Run
 from cai.versions import Since, Version, check_versions, last_version, next_version, write_changes
 from cai.views import write_view
 

@@ -10,7 +10,8 @@ from cai.inputs import Chunk
 from cai.pairs import NO_PAIR
 from cai.refusals import is_refusal
 from cai.rows import Drop, Pair
-from cai.store import Json, Run
+from cai.seal import Json
+from cai.store import Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,8 @@ from cai.files import write_atomically, writing
 from cai.ids import digest
 from cai.inputs import Chunk
 from cai.rows import Figure
-from cai.store import Json, Run, to_table
+from cai.seal import Json
+from cai.store import Run, to_table
 
 SIGMAS = 4.0
 LOOK_BACK = 10

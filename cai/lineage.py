@@ -20,7 +20,8 @@ from cai.candidates import HELPFUL, answers_of, cut_off_rows, decided_pair
 from cai.dataset import CONFIGS, KIND, Answer, DecidedPair, kto_rows, preference_row, reward_row, sft_row
 from cai.errors import BadInput
 from cai.ids import file_digest
-from cai.store import Json, Run
+from cai.seal import Json
+from cai.store import Run
 
 # What of a stage must be the same for a folder to be the run that a dataset names, worked on since.
 _ALIKE = ("models", "texts", "settings")

@@ -6,7 +6,7 @@ The story of the run's row has more than that: rounds whose revision is not in t
 from collections.abc import Iterator, Sequence
 
 from cai.pairs import row_of
-from cai.store import Json
+from cai.seal import Json
 from cai.trace import ROUND_CALLS, uses_in
 
 

@@ -7,7 +7,7 @@ from cai.dataset import DecidedPair
 from cai.hygiene import prompt_key
 from cai.ids import digest
 from cai.refusals import is_refusal
-from cai.store import Json
+from cai.seal import Json
 
 FEWEST_PAIRS = 40
 _MOST_PAIRS = 5_000

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from cai.errors import BadInput
-from cai.store import Json
+from cai.seal import Json
 
 Form = Literal["bai-2022", "llm-swarm", "icai", "list"]
 

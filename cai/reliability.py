@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cai.drawing import COLOURS, INK, Drawing
-from cai.store import Json
+from cai.seal import Json
 
 
 def reliability(bins: Sequence[Json]) -> Drawing:

@@ -26,9 +26,10 @@ from cai.kept import kept_constitution
 from cai.label import judge
 from cai.revise import Roles, generate, revise
 from cai.rows import Pair, Row, shortenable
+from cai.seal import Json
 from cai.settings import GenerateSettings, ReviseSettings
 from cai.settings_parts import JudgeSettings
-from cai.store import Json, Run
+from cai.store import Run
 from cai.templates import JUDGE, SUPERVISED, Templates, load_kept_templates, template_files
 
 # The template that makes the last turn of a call, by what the call is for.

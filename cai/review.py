@@ -19,8 +19,9 @@ from cai.errors import BadInput, brief
 from cai.files import write_atomically
 from cai.ids import digest
 from cai.rows import Label
+from cai.seal import Json
 from cai.sources import each_key_once
-from cai.store import Json, Run
+from cai.store import Run
 
 ANSWERS = ("a", "b", "none")
 TOLD = ("pair_id", "prompt", "a", "b")

@@ -10,7 +10,8 @@ from cai.candidates import HELPFUL
 from cai.dataset import CONFIGS
 from cai.label import why_none
 from cai.lineage import Exported, datasets_of, files_of
-from cai.store import Json, Run
+from cai.seal import Json
+from cai.store import Run
 
 _FIRST = 60  # characters of a prompt: enough to know it again
 

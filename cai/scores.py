@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from cai.store import Json
+from cai.seal import Json
 
 NINETY_FIVE = 1.959963984540054  # 95 % of the normal distribution lie within so many standard deviations
 BINS = 10

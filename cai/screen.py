@@ -11,9 +11,10 @@ from rich.text import Text
 from cai.audit import TABLES, examples, unread
 from cai.report.doubts import judge_doubts
 from cai.report.doubts import share as share_of_mass
+from cai.seal import Json
 from cai.stage_run import Outcome
 from cai.stages import Dataset
-from cai.store import Json, open_run
+from cai.store import open_run
 from cai.texts import visible
 
 

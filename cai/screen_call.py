@@ -8,7 +8,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from cai.screen import console
-from cai.store import Json
+from cai.seal import Json
 from cai.texts import visible
 
 

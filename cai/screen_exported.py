@@ -8,7 +8,7 @@ from cai.made_of import has_critique
 from cai.screen import console, plain
 from cai.screen_rows import print_row
 from cai.screen_words import KEY, boxed, compared, good, origin_in_words, say
-from cai.store import Json
+from cai.seal import Json
 
 
 def print_exported_row(story: Json) -> None:

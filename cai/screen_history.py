@@ -6,7 +6,7 @@ from rich.table import Table
 
 from cai.history import SIGMAS
 from cai.screen import console, plain
-from cai.store import Json
+from cai.seal import Json
 from cai.trends import Series, series_of
 
 

@@ -4,9 +4,9 @@ import click
 from rich.table import Table
 
 from cai.screen import console, counted, plain, share
+from cai.seal import Json
 from cai.settings import GoldSettings
 from cai.stages import Calibration, check_judge
-from cai.store import Json
 from cai.texts import visible_json
 
 

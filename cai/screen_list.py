@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cai.screen import console
-from cai.store import Json
+from cai.seal import Json
 from cai.texts import visible
 
 _SEVERAL = 2  # principles that are named in a line; of more, the first, and how many others

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from cai.screen import plain
 from cai.screen_words import KEY, boxed, origin_in_words, say, words_mass
-from cai.store import Json
+from cai.seal import Json
 
 # Why a label decides nothing, in words.
 UNDECIDED = {

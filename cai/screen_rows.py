@@ -9,7 +9,7 @@ from cai.checks import CHECKS, CHOICE_UNREAD, PLAIN_REFUSAL
 from cai.screen import console, plain
 from cai.screen_pair import UNDECIDED, print_pair
 from cai.screen_words import KEY, boxed, compared, good, say, words_mass
-from cai.store import Json
+from cai.seal import Json
 from cai.texts import visible
 from cai.word_diff import word_diff, words_changed
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from cai.contents import ExportMethod
 from cai.engines import Sampling, Spec
-from cai.export import ExportMethod
 from cai.figures import BOUNDS, Bound, bound_of
 from cai.label import Judging, Rule
 from cai.pairs import Kind

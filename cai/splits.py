@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from cai.dataset import SPLITS, Answer, DecidedPair, Tables, kto_rows, preference_row, reward_row, sft_row
 from cai.hygiene import prompt_key
 from cai.ids import digest
-from cai.store import Json
+from cai.seal import Json
 
 
 def split_of(groups: Iterable[str], seed: int, test_share: float) -> dict[str, str]:

@@ -18,8 +18,9 @@ from cai.ids import digest
 from cai.inputs import Chunk
 from cai.pairs import NO_PAIR
 from cai.rows import Drop
+from cai.seal import Json
 from cai.settings_engine import EngineSettings
-from cai.store import Json, Run
+from cai.store import Run
 from cai.sums import stray
 from cai.threads import in_thread
 

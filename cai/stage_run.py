@@ -25,9 +25,10 @@ from cai.journal import OtherRuns, Tally
 from cai.pairs import NO_PAIR, answers_from
 from cai.rows import Pair, Row, shortenable
 from cai.runner import Here, Shards, Tables, Team, Watch, Work
+from cai.seal import Json
 from cai.settings_parts import Comparing
 from cai.stage_plan import Plan, Source, Stage, make_plan, refuse_other_work, still_to_do
-from cai.store import Json, Run
+from cai.store import Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from cai.reliability import reliability
 from cai.review import check_review, labels_entry, read_review, review
 from cai.revise import LETTERS, Roles, generate, revise
 from cai.runner import Watch, Work
+from cai.seal import Json
 from cai.settings import (
     CalibrateSettings,
     ConstitutionTestSettings,
@@ -46,7 +47,7 @@ from cai.settings_parts import JudgeSettings
 from cai.signing import read_private_key
 from cai.stage_plan import Source, Stage, refuse_other_work
 from cai.stage_run import Outcome, run_stage
-from cai.store import Json, Run, open_run
+from cai.store import Run, open_run
 from cai.temperature import gather
 from cai.templates import JUDGE, Templates, load_templates
 from cai.threads import in_thread

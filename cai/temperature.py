@@ -8,7 +8,7 @@ from cai.gold import a_is_gold
 from cai.ids import digest
 from cai.label import log_odds
 from cai.scores import Soft, log_loss
-from cai.store import Json
+from cai.seal import Json
 
 COOLEST, HOTTEST = 0.05, 20.0
 STEPS = 24

@@ -23,7 +23,8 @@ from cai.journal import Entry, entries_with
 from cai.kept import kept_constitution
 from cai.lineage import Exported, datasets_of, differences, left_out, made_anew, rows_in
 from cai.pairs import row_of
-from cai.store import Json, Run
+from cai.seal import Json
+from cai.store import Run
 
 # The calls of a round, in the order in which they are asked.
 ROUND_CALLS = ("choice", "gate", "critique", "revision")

@@ -11,7 +11,7 @@ from cai.errors import BadInput
 from cai.figures import BOUNDS
 from cai.history import COST, LOOK_BACK, History, too_few
 from cai.label import LARGEST_MARGIN
-from cai.store import Json
+from cai.seal import Json
 
 # What all figures of a session have in common.
 _SHARED = (

@@ -21,7 +21,7 @@ from cai.errors import BadInput
 from cai.hygiene import prompt_key
 from cai.ids import digest, file_digest
 from cai.rows import as_messages, schema_of
-from cai.store import Json
+from cai.seal import Json
 
 CHANGES = ("added", "removed", "changed", "moved")
 _NAME = re.compile(r"v([0-9]{4,})")

@@ -24,7 +24,7 @@ from cai.dataset import (
 )
 from cai.ids import digest
 from cai.rows import MESSAGE, MESSAGES, schema_of
-from cai.store import Json
+from cai.seal import Json
 
 Trainer = Literal["trl", "openrlhf", "llama-factory", "axolotl", "verl", "nemo-rl"]
 

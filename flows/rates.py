@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from cai.store import Json
+from cai.seal import Json
 
 
 def rates(counts: Json) -> list[Json]:

@@ -33,9 +33,10 @@ from cai.markdown import plain
 from cai.progress import SECONDS_BETWEEN_LINES
 from cai.report.page import page
 from cai.report.summary import summary
+from cai.seal import Json
 from cai.stage_run import Outcome
 from cai.stages import Dataset
-from cai.store import Json, Run, open_run
+from cai.store import Run, open_run
 from flows.rates import dataset_rates, rates
 
 # Counting a run means reading it: it may take this share of the time.

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cai.calibrate import agreement, judge_figures, temperature_figures
 from cai.screen_judge import print_calibration
-from cai.store import Json
+from cai.seal import Json
 from cai.temperature import Evidence, GoldEvidence
 
 Tables = tuple[list[Json], list[Json], list[Json]]

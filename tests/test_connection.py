@@ -14,8 +14,7 @@ import pytest
 from cai.engines import Spec, open_engine
 from cai.engines.connection import client_of
 from cai.errors import BadInput, EngineGaveUp
-from tests.servers import Answer, Server, chat
-from tests.test_server import ask
+from tests.servers import Answer, Server, ask, chat
 
 pytestmark = pytest.mark.usefixtures("quick", "bare")
 Serve = Callable[..., Server]

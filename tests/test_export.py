@@ -18,8 +18,9 @@ from cai import dataset
 from cai.audit import TABLES
 from cai.candidates import run_answers, run_pairs
 from cai.card import card, smoothing
+from cai.contents import ExportMethod
 from cai.errors import BadInput, CaiError
-from cai.export import ExportMethod, export
+from cai.export import export
 from cai.folder import new_folder
 from cai.hygiene import found_in, near_duplicates, prompt_groups, prompt_key, read_evaluation, shingles
 from cai.ids import file_digest

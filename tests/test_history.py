@@ -23,11 +23,12 @@ from cai.figures import BOUNDS, Mean
 from cai.history import COST, History, _compared, _seal, too_few
 from cai.journal import Tally
 from cai.rows import Figure
+from cai.seal import Json
 from cai.settings import GenerateSettings, LabelSettings, ReviseSettings
 from cai.settings_load import load_settings
 from cai.stage_run import Outcome
 from cai.stages import generate_stage, label_stage, revise_stage
-from cai.store import Json, Run, open_run
+from cai.store import Run, open_run
 from cai.trends import sessions_of
 from tests.conftest import Quiet, table_bytes, write_jsonl
 

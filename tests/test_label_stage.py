@@ -12,6 +12,7 @@ from cai.audit import report, unread
 from cai.engines import Request
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput, CheckFailed, EngineGaveUp, RequestRefused
+from cai.seal import Json
 from cai.settings import (
     CalibrateSettings,
     ConstitutionTestSettings,
@@ -21,7 +22,7 @@ from cai.settings import (
 )
 from cai.stage_run import Outcome
 from cai.stages import calibrate_stage, check_judge, constitution_stage, generate_stage, label_stage, revise_stage
-from cai.store import Json, open_run
+from cai.store import open_run
 from tests.conftest import Quiet, played_by, table_bytes, write_jsonl
 from tests.test_label import likes
 

@@ -5,7 +5,7 @@ import pytest
 
 from cai.reliability import reliability
 from cai.scores import Soft, reliability_bins
-from cai.store import Json
+from cai.seal import Json
 
 SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 SOFT: list[Soft] = [(0.93, True)] * 4 + [(0.08, True)] + [(0.61, True), (0.39, True)]

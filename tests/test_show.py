@@ -16,9 +16,10 @@ from cai.engines import Completion, Request
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import CaiError
 from cai.screen_words import words_mass
+from cai.seal import Json
 from cai.settings import ExportSettings, LabelSettings, ReviseSettings
 from cai.stages import export_stage, label_stage, revise_stage
-from cai.store import Json, open_run
+from cai.store import open_run
 from cai.trace import trace
 from tests.conftest import Quiet, played_by, write_jsonl
 

@@ -19,9 +19,10 @@ from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput, CaiError
 from cai.lineage import differences, ids_in, made_anew, open_datasets, rows_in
 from cai.row_list import rows_of_run
+from cai.seal import Json
 from cai.settings import ExportSettings, GenerateSettings, LabelSettings, ReviseSettings
 from cai.stages import export_stage, generate_stage, label_stage, revise_stage
-from cai.store import Json, Run, open_run
+from cai.store import Run, open_run
 from cai.trace import trace
 from tests import runs as hand
 from tests.conftest import Quiet, journaled, played_by, write_jsonl

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from cai.contents import ExportMethod
 from cai.engines.embedded import embedded_model
-from cai.export import ExportMethod, export
+from cai.export import export
 from tests.runs import label, one_round, pair, text, trajectory, write_run
 
 trl = pytest.importorskip("trl", exc_type=ImportError)

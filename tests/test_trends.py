@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cai.drawing import COLOURS
 from cai.figures import BOUNDS
-from cai.store import Json
+from cai.seal import Json
 from cai.trends import axis_of, dates, trends
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -19,10 +19,10 @@ from cai.export import export_version
 from cai.hygiene import prompt_key
 from cai.options import chosen
 from cai.rows import as_messages
+from cai.seal import Json
 from cai.settings import ExportSettings
 from cai.settings_load import repeat
 from cai.splits import split_of
-from cai.store import Json
 from cai.versions import CHANGES
 from tests.faults import Disk
 from tests.runs import label, one_round, pair, said, text, trajectory, write_run

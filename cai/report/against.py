@@ -7,7 +7,8 @@ from cai.audit import TABLES
 from cai.constitution import WORDINGS, Constitution, load_constitution
 from cai.constitution_diff import Change, Difference, diff
 from cai.markdown import code, plain
-from cai.store import Json, Run
+from cai.seal import Json
+from cai.store import Run
 
 # What of a principle a model reads by itself; all else is the rest.
 _WORDED = {*WORDINGS, "weight"}

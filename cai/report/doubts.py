@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from cai.constitution import Constitution
 from cai.report.figures import Figures
 from cai.report.gate import Gate
-from cai.store import Json
+from cai.seal import Json
 
 LITTLE = 0.5  # of the probability on the words that a model was to choose from; below, it hardly followed the question
 _OFTEN, _NEARLY_ALL = 10, 0.9  # so many choices, and such a share of them for one principle, are a remark

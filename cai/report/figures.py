@@ -13,7 +13,8 @@ from cai.audit import TABLES
 from cai.refusals import is_refusal
 from cai.report.sample import Sample, lowest
 from cai.scores import hit
-from cai.store import Json, Run
+from cai.seal import Json
+from cai.store import Run
 from cai.word_diff import words_changed
 
 DROP_SAMPLES = 3

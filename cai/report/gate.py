@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cai.constitution import Constitution
-from cai.store import Json, Run
+from cai.seal import Json
+from cai.store import Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ from cai.report.frameworks import frameworks
 from cai.report.gate import Gate, gate_of_run
 from cai.report.rows import Shown, drop_samples, shown_rows
 from cai.report.sample import Sample
-from cai.store import Json, Run
+from cai.seal import Json
+from cai.store import Run
 from cai.texts import visible
 from cai.word_diff import word_diff
 

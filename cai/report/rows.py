@@ -7,7 +7,8 @@ from cai.audit import TABLES
 from cai.pairs import row_of
 from cai.report.exported import Exports, Place
 from cai.report.figures import is_benign, later_side, outcome
-from cai.store import Json, Run
+from cai.seal import Json
+from cai.store import Run
 
 
 @dataclass(slots=True)

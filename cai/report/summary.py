@@ -17,7 +17,8 @@ from cai.report.page import STAGES, constitutions_of
 from cai.report.sample import Sample, lowest
 from cai.sandbox import fence
 from cai.scores import NINETY_FIVE
-from cai.store import Json, Run
+from cai.seal import Json
+from cai.store import Run
 from cai.texts import visible
 
 EXAMPLES = 4
