@@ -122,7 +122,7 @@ def run_of(dataset: Exported, given: Sequence[str] = ()) -> Origin:
     places = [Path(one) for one in given] or _places(dataset)
     runs = [Run(place) for place in places if os.path.isfile(place / "settings.json")]  # some may not be read
     for run in runs:
-        if _is_unchanged(dataset, run):
+        if is_unchanged(dataset, run):
             return Origin(run, True)
     for run in runs:
         if _is_worked_on(dataset, run):
@@ -151,7 +151,8 @@ def named_run(dataset: Exported) -> str | None:
     return words[2] if words[:2] == ["cai", "export"] and len(words) > 2 else None
 
 
-def _is_unchanged(dataset: Exported, run: Run) -> bool:
+def is_unchanged(dataset: Exported, run: Run) -> bool:
+    """Whether a run's manifest is, byte by byte, the one that the dataset was made with."""
     path = run.folder / "manifest.json"
     return path.is_file() and file_digest(path) == dataset.manifest["run"]["manifest_sha256"]
 
@@ -176,7 +177,7 @@ def datasets_of(run: Run, given: Sequence[str] = (), known: Sequence[Exported] =
     """
     named = [one for folder in given for one in open_datasets(folder)]
     for dataset in named:
-        if not _is_unchanged(dataset, run) and not _is_worked_on(dataset, run):
+        if not is_unchanged(dataset, run) and not _is_worked_on(dataset, run):
             told = dataset.manifest.get("command", "another run")
             remedy = f"Give cai show {dataset.folder} ROW_ID, which looks for its run."
             raise BadInput(f"--dataset {dataset.folder}", f"a dataset of '{told}'", f"one of {run.folder}", remedy)
@@ -194,7 +195,7 @@ def _is_here(dataset: Exported, run: Run) -> bool:
     """Whether a dataset beside a run is this run's: two runs of one source and settings differ in their folders."""
     named = named_run(dataset)
     same_name = named is not None and Path(named).name == run.folder.absolute().name
-    return _is_unchanged(dataset, run) or (same_name and _is_worked_on(dataset, run))
+    return is_unchanged(dataset, run) or (same_name and _is_worked_on(dataset, run))
 
 
 # Is the exported row what the run says?

@@ -26,7 +26,7 @@ from cai.ids import digest, file_digest
 from cai.rows import as_messages
 from cai.seal import SIGNATURE, Json, unsealed
 from cai.verify_contents import check_contents
-from cai.verify_run import files_below
+from cai.verify_folder import files_below
 from cai.verify_trace import trace
 from cai.versions import number_of
 

@@ -16,10 +16,10 @@ from cai.seal import Json, is_sealed_line
 from cai.store import OLDER_SESSION
 
 
-def check_growing(folder: Path, name: str, listed: Json | None, is_over: bool, findings: Findings) -> bool:
+def check_growing(folder: Path, name: str, listed: Json | None, is_over: bool, findings: Findings) -> None:
     """Compare a file with what the manifest says of it, if it does, and each of its lines with its own seal.
 
-    `is_over` says that nothing may have been added since the manifest was written. Whether the file is as it was.
+    `is_over` says that nothing may have been added since the manifest was written.
     """
     told = _compared(folder / name, listed, is_over) if listed is not None else None
     unsound = list(_unsound(folder / name, name, findings))
@@ -27,14 +27,13 @@ def check_growing(folder: Path, name: str, listed: Json | None, is_over: bool, f
         lines = ", ".join(str(number) for number, _ in unsound[:5])
         where = f" (see line {lines})" if unsound else ""
         findings.differ(name, told[0] + where, told[1])
-        return False
+        return
     for number, torn in unsound:
         place = f"{name}, line {number}"
         if torn:
             findings.note(f"{place}: a killed command has not finished it; it counts for nothing.")
         else:
             findings.differ(place, "a line that does not fit its own checksum", "a line as cai wrote it")
-    return all(torn for _, torn in unsound)
 
 
 def _compared(path: Path, listed: Json, is_over: bool) -> tuple[str, str] | None:

@@ -6,11 +6,10 @@ batch the run is read through.
 """
 
 import json
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,12 +30,11 @@ from cai.dataset import (
 from cai.errors import BadInput
 from cai.export import constitutions_of
 from cai.findings import Findings
-from cai.ids import digest, file_digest
-from cai.lineage import Exported, named_run, run_of
+from cai.ids import digest
 from cai.markdown import plain
 from cai.seal import Json
 from cai.store import Run
-from cai.verify_run import NO_FILE, no_files
+from cai.verify_origin import find_run
 from cai.versions import number_of
 
 BATCH_ROWS = 200_000
@@ -52,17 +50,16 @@ def trace(
 ) -> Run | None:
     """Follow every row back into the run: the one that is given, or that one of those `beside` which it was made of, or
     else the one that the manifest leads to. Returns the run if it is there as it was when the dataset was made."""
-    run = _run_of(folder, manifest, given, findings, beside)
-    if run is None:
+    origin = find_run(folder, manifest, given, findings, beside)
+    if origin is None:
         findings.unchecked.append(str(folder))
         return None
-    as_it_was = False
+    run = origin.run
     try:
-        as_it_was = _is_as_it_was(run, manifest)
         findings.held(run.folder)
         findings.step(f"{folder}: following each row back into {run.folder}.")
         changed_later = _changed_later(folder) if "version" in manifest else frozenset[_Name]()
-        data = _Data(folder, run, changed_later, not as_it_was)
+        data = _Data(folder, run, changed_later, not origin.as_it_was)
         _check_answers(data, findings)
         _check_pairs(data, findings)
         _check_card(data, findings)
@@ -70,128 +67,7 @@ def trace(
         findings.refused(error)
         findings.note(f"{folder}: not every row was followed back, since its run is not what was written.")
         return None
-    return run if as_it_was else None
-
-
-def _run_of(folder: Path, manifest: Json, given: Path | None, findings: Findings, beside: Sequence[Path]) -> Run | None:
-    """The run to hold a dataset against; None if there is none, and then something has been said."""
-    near = None if given is not None else _among(beside, folder, manifest)
-    place = given or near or _find(folder, manifest)
-    if place is None or not (place / "settings.json").is_file():
-        if given is not None:
-            findings.differ(given, "no run", "the run that the dataset was made of")
-            return None
-        findings.note(
-            f"{folder}: NOT CHECKED against its run, which is not where it was ({_told(manifest)}): whether each row "
-            "has its trace there, the constitutions' text in the card, and most numbers of its manifest. Give --run "
-            "RUN."
-        )
-        return None
-    if waiting := no_files(place):
-        findings.differ(waiting[0], NO_FILE, "a file of the run that the dataset was made of")
-        return None
-    run = Run(place)
-    if not _is_its_run(run, folder, manifest, given is not None, findings):
-        return None
-    if beside and given is None and near is None:
-        findings.note(
-            f"{folder}: none of the runs that were given with it is the one that it was made of; that was looked "
-            f"for, and found in {run.folder}."
-        )
-    return run
-
-
-def _among(runs: Sequence[Path], folder: Path, manifest: Json) -> Path | None:
-    """The one of these runs that the dataset was made of: its manifest has the digest that the dataset's names, or else
-    commands have worked on it since. Of several like that, the one that is called as it was."""
-    dataset = Exported(folder, manifest)
-    name = Path(named_run(dataset) or "").name
-    with suppress(BadInput, OSError):
-        return (
-            run_of(dataset, sorted(map(str, runs), key=lambda one: Path(one).name != name)).run.folder if runs else None
-        )
-    return None
-
-
-def _told(manifest: Json) -> str:
-    words = shlex.split(manifest["command"])
-    return words[2] if len(words) > 2 else "the manifest does not say where"
-
-
-def _find(folder: Path, manifest: Json) -> Path | None:
-    """The run that the dataset was made of, in any of the places where `cai show` looks; else the one that the command
-    in the manifest names, from where the command was given or from the current folder."""
-    dataset = Exported(folder, manifest)
-    with suppress(BadInput, OSError):
-        origin = run_of(dataset)
-        if origin.as_it_was:
-            return origin.run.folder
-    words = shlex.split(manifest["command"])
-    if len(words) < 3:
-        return None
-    run, out = Path(words[2]), next((Path(b) for a, b in pairwise(words) if a == "--out"), None)
-    home = folder.absolute().parent if manifest.get("version") else folder.absolute()
-    # A dataset that was written to a/b from a folder, and lies in /x/a/b, was written from /x.
-    if not run.is_absolute() and out is not None and not out.is_absolute():
-        parts = [part for part in out.parts if part != "."]
-        if parts and ".." not in parts and list(home.parts[-len(parts) :]) == parts:
-            found = Path(*home.parts[: -len(parts)]) / run
-            if (found / "settings.json").is_file():
-                return found
-    return run if (run / "settings.json").is_file() else None
-
-
-def _has_a_row(run: Run, folder: Path) -> bool:
-    """Whether a dataset has any row of a run, or no row that could be one: another run may have the same name."""
-    rows = [
-        row["row_id"]
-        for config in ("sft", "preference")
-        for split in SPLITS
-        for row in rows_of(folder, config, split, ["row_id"])
-        if not row["row_id"].startswith(HELPFUL)
-    ]
-    tables = ("trajectories", "responses")
-    there = {row["row_id"] for table in tables for row in run.records(table, ["row_id"])} if rows else set[str]()
-    return not rows or not there.isdisjoint(rows)
-
-
-def _is_its_run(run: Run, folder: Path, manifest: Json, given: bool, findings: Findings) -> bool:
-    """Whether it is the run that the dataset was made of, maybe grown since."""
-    told, settings = manifest["run"], run.settings()
-    for stage, was in told["stages"].items():
-        for name in ("models", "texts", "settings"):
-            if settings.get(stage, {}).get(name) == was[name]:
-                continue
-            found = f"a run whose cai {stage} has other {name} than the one that the dataset was made of"
-            if given:
-                findings.differ(run.folder, found, "that run")
-            else:
-                findings.note(f"{folder}: NOT CHECKED against its run: {run.folder} is {found}. Give --run RUN.")
-            return False
-    if not _is_as_it_was(run, manifest):
-        if not given and not _has_a_row(run, folder):
-            found = "one that has none of its rows"
-            findings.note(f"{folder}: NOT CHECKED against its run: {run.folder} is {found}. Give --run RUN.")
-            return False
-        were = [f"cai {stage}" for stage, was in told["stages"].items() if was["finished"]]
-        if were and not (run.folder / "manifest.json").is_file():
-            # A run that is worked on has one too, without the stages that are not finished.
-            expected = f"the one of the run, of which {' and '.join(were)} had been finished for {folder.name}"
-            findings.differ(run.folder / "manifest.json", "no such file", expected)
-            return True
-        findings.note(
-            f"{folder}: the run {run.folder} has another manifest than when this was exported, so commands have worked "
-            "on it since (or somebody has changed it: cai verify on the run tells), and what was counted of it "
-            "then cannot be counted anew."
-        )
-    else:
-        findings.looked["manifests of the run, by their sha256"] += 1
-    return True
-
-
-def _is_as_it_was(run: Run, manifest: Json) -> bool:
-    path = run.folder / "manifest.json"
-    return path.is_file() and file_digest(path) == manifest["run"]["manifest_sha256"]
+    return run if origin.as_it_was else None
 
 
 def _changed_later(folder: Path) -> frozenset[_Name]:
