@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from cai.files import writing
 from cai.ids import file_digest
-from cai.rows import MESSAGES, Message, as_turns, schema_of
+from cai.rows import Message, as_turns
+from cai.schemas import MESSAGES, schema_of
 from cai.seal import Json
 
 Config = Literal["sft", "preference", "reward", "kto"]

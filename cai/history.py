@@ -33,8 +33,9 @@ from cai.files import write_atomically, writing
 from cai.ids import digest
 from cai.inputs import Chunk
 from cai.rows import Figure
+from cai.schemas import to_table
 from cai.seal import Json
-from cai.store import Run, to_table
+from cai.store import Run
 
 SIGMAS = 4.0
 LOOK_BACK = 10

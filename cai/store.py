@@ -21,8 +21,8 @@ without a line in shards.jsonl is not the run's.
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,7 +34,8 @@ from cai.files import write_atomically, writing
 from cai.folder import Hold, hold
 from cai.ids import digest, file_digest
 from cai.listing import is_listed, list_files
-from cai.rows import SCHEMAS, Drop, as_turns
+from cai.rows import Drop
+from cai.schemas import to_table
 from cai.seal import SIGNATURE, Json, add_line, read_stages, sealed_lines, write_stages
 from cai.sums import Sums, damaged_shard, stray
 
@@ -65,45 +66,6 @@ class ShardMark:
     inputs: tuple[str, ...]
     dropped: int
     places: str | None = None
-
-
-def to_table(rows: Sequence[object], table: str) -> Any:
-    """Dataclass rows as an Arrow table with the schema of `table`.
-
-    Raises ValueError where a row's keys differ from the schema, or a null stands where none may: pyarrow alone drops
-    unknown keys, fills missing ones with nulls and lets both pass without a word.
-    """
-    schema = SCHEMAS[table]
-    records = [record_of(row) for row in rows]
-    for record in records:
-        _check_keys(record, schema, table)
-    made: Any = pa.Table.from_pylist(records, schema=schema)
-    for field in schema:
-        if not field.nullable and made.column(field.name).null_count:
-            raise ValueError(f"{table}: a null in '{field.name}', which never has one")
-    return made
-
-
-def record_of(row: object) -> Json:
-    """A row as its table holds it, but for tuples."""
-    assert is_dataclass(row) and not isinstance(row, type)
-    record = asdict(row)
-    prompt: Any = getattr(row, "prompt", None)
-    if prompt is not None:
-        record["prompt"] = as_turns(prompt)
-    return record
-
-
-def _check_keys(record: Mapping[str, Any], fields: Iterable[Any], where: str) -> None:
-    expected = {field.name: field.type for field in fields}
-    if record.keys() != expected.keys():
-        raise ValueError(
-            f"{where}: keys {sorted(record.keys() ^ expected.keys())} are not in both the row and the schema"
-        )
-    for name, kind in expected.items():
-        if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
-            for inner in record[name]:
-                _check_keys(inner, kind.value_type, f"{where}.{name}")
 
 
 class Run:

@@ -21,9 +21,10 @@ from cai.journal import Entry, completion_of
 from cai.label import Judged
 from cai.replay import TEMPLATE_OF, CannotRebuild, Texts, kept_texts, work_again
 from cai.rows import Drop, Label, Pair, Row, as_messages
+from cai.schemas import record_of
 from cai.seal import Json
 from cai.stage_run import code_sha
-from cai.store import Run, record_of
+from cai.store import Run
 
 # What was found, and what was expected.
 Found = tuple[str, str]

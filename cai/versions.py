@@ -20,7 +20,8 @@ from cai.dataset import CONFIGS, KIND, SPLITS, Tables, arrow_table, write_parque
 from cai.errors import BadInput
 from cai.hygiene import prompt_key
 from cai.ids import digest, file_digest
-from cai.rows import as_messages, schema_of
+from cai.rows import as_messages
+from cai.schemas import schema_of
 from cai.seal import Json
 
 CHANGES = ("added", "removed", "changed", "moved")

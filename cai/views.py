@@ -23,7 +23,7 @@ from cai.dataset import (
     write_text,
 )
 from cai.ids import digest
-from cai.rows import MESSAGE, MESSAGES, schema_of
+from cai.schemas import MESSAGE, MESSAGES, schema_of
 from cai.seal import Json
 
 Trainer = Literal["trl", "openrlhf", "llama-factory", "axolotl", "verl", "nemo-rl"]

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from cai.constitution import load_constitution
 from cai.rows import Label, Message, Pair, Response, Round, Trajectory, Verdict
-from cai.store import Run, open_run, to_table
+from cai.schemas import to_table
+from cai.store import Run, open_run
 
 WORDS = ["".join(parts) for parts in product(["ba", "do", "ki", "lu", "me", "so"], repeat=3)]
 

@@ -12,7 +12,8 @@ from cai.checks import CHECKS, CHOICE_UNREAD, GATE_FROM_TEXT, GATE_UNREAD, PLAIN
 from cai.cli import cai
 from cai.errors import BadInput
 from cai.label import REASONS
-from cai.rows import SCHEMAS, FailedTry, Round
+from cai.rows import FailedTry, Round
+from cai.schemas import SCHEMAS
 from cai.settings import (
     CalibrateSettings,
     ConstitutionTestSettings,

@@ -13,7 +13,7 @@ from cai.errors import BadInput
 from cai.gold import ConstitutionPairs, GoldPairs, a_is_gold, constitution_gold
 from cai.ids import first_of_two
 from cai.rows import Drop, Message, Pair
-from cai.store import to_table
+from cai.schemas import to_table
 from tests.conftest import write_jsonl
 
 

@@ -26,8 +26,9 @@ from cai.report.rows import shown_rows
 from cai.report.sample import Sample
 from cai.report.summary import _difference, _Figure, summary
 from cai.rows import Drop
+from cai.schemas import to_table
 from cai.screen import print_report
-from cai.store import Run, open_run, to_table
+from cai.store import Run, open_run
 from tests.hostile import TREACHEROUS
 from tests.runs import label, one_round, pair, text, trajectory, verdict, write_run
 from tests.test_export import method

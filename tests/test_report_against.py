@@ -14,8 +14,9 @@ import yaml
 from cai.audit import count_stage
 from cai.report.summary import summary
 from cai.rows import Drop, Trajectory
+from cai.schemas import to_table
 from cai.seal import write_stages
-from cai.store import Run, open_run, to_table
+from cai.store import Run, open_run
 from tests.runs import pair, said, trajectory, write_run
 
 ROWS = [trajectory("r1"), trajectory("r2"), trajectory("r3")]

@@ -3,8 +3,8 @@ from dataclasses import fields, replace
 import pyarrow as pa
 import pytest
 
-from cai.rows import SCHEMAS, Drop, Response, Round, Trajectory
-from cai.store import _check_keys, to_table  # pyright: ignore[reportPrivateUsage]
+from cai.rows import Drop, Response, Round, Trajectory
+from cai.schemas import SCHEMAS, _check_keys, to_table  # pyright: ignore[reportPrivateUsage]
 
 DROP = Drop("r1", "revise", "empty_text", "there: found nothing", "", "there:1")
 
