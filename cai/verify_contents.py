@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from cai.audit import count_labels
 from cai.candidates import helpful_origin, run_answers, run_pairs
 from cai.card import card
+from cai.card_making import CONSTITUTION
 from cai.constitution import Constitution
 from cai.contents import Contents, ExportMethod, code_sha, described, make_contents, origin, told_of, versions
 from cai.dataset import CONFIGS, SPLITS, Answer, Config, Tables, rows_of
@@ -40,7 +41,6 @@ from cai.versions import Since, Version, read_version
 from cai.views import make_view
 
 _OF_THE_FILES = {"command", "content_sha", "files", "version"}
-_CONSTITUTION = "\n## The constitution, and what each principle did\n"
 # So far may the area under the curve be from ours: sums of floating-point numbers come out otherwise elsewhere.
 _AUC = 0.01
 _NOTHING = "nothing"
@@ -91,8 +91,8 @@ def _check_card(folder: Path, manifest: Json, constitutions: Sequence[Constituti
     lines = zip_longest(found.split("\n"), made.split("\n"))
     for number, (line, wanted) in enumerate(lines, start=1):
         if line != wanted:
-            told, made = _parts(line, wanted)
-            expected = f"what the manifest and the constitution make: {made}"
+            told, expected = _parts(line, wanted)
+            expected = f"what the manifest and the constitution make: {expected}"
             findings.differ(f"{folder}/README.md, line {number}", told, expected)
             return
     findings.looked["cards made once more"] += 1
@@ -110,7 +110,7 @@ def _parts(line: str | None, wanted: str | None) -> tuple[str, str]:
 
 def _without_constitution(text: str) -> str:
     """A card without the section that only the run's constitutions make."""
-    before, _, rest = text.partition(_CONSTITUTION)
+    before, _, rest = text.partition(f"\n{CONSTITUTION}\n")
     return before + rest[max(0, rest.find("\n## ")) :]
 
 
