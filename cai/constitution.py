@@ -214,7 +214,7 @@ def _parse(text: str, path: Path) -> tuple[list[BadInput], _File | None, str]:
     except ValidationError as error:
         problems += [
             in_schema(
-                f"{path}:{_line_at(lines, one['loc'])}", one["loc"], one["type"], one["msg"], one.get("input"),
+                f"{path}:{line_at(lines, one['loc'])}", one["loc"], one["type"], one["msg"], one.get("input"),
                 _keys_beside(one["loc"]), data,
             )
             for one in error.errors()
@@ -258,7 +258,8 @@ def _lines(node: yaml.Node | None, path: Path) -> tuple[dict[At, int], list[BadI
     return lines, problems
 
 
-def _line_at(lines: dict[At, int], at: At) -> int:
+def line_at(lines: dict[At, int], at: At) -> int:
+    """The line of a place in the file, or of the innermost one around it that has one."""
     if at and (written := (*at[:-1], str(at[-1]))) in lines:  # a number as a key
         return lines[written]
     return next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)

@@ -13,8 +13,8 @@ from pathlib import Path
 import yaml
 
 from cai.constitution import WORDINGS, check_text
-from cai.constitution_lint import names_letters
 from cai.errors import BadInput
+from cai.lint_wordings import names_letters
 from cai.plain_yaml import LONGEST
 from cai.published import Form, Said, read_published
 from cai.seal import Json

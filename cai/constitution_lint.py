@@ -5,8 +5,7 @@ simple that it can be argued with: each has a name, a reason, and a line of the 
 know nothing of meaning; a remark that is wrong about a wording is passed over. A note says what they could not judge.
 """
 
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -18,20 +17,20 @@ from cai.constitution import (
     Constitution,
     Principle,
     check_constitution,
+    line_at,
     line_numbers,
     load_constitution,
 )
 from cai.errors import BadInput
 from cai.files import find_shipped
-from cai.label import LETTERS as ANSWERS
 from cai.lint_subjects import against, both_speak_of, is_english, is_same, listed, subject_of
-from cai.lint_words import ADVERBS, DEEDS, EMPTY, FAULTS, PRAISE, VERBS
+from cai.lint_wordings import ANY_LANGUAGE, CHECKS
 from cai.revise import LETTERS
-from cai.texts import hidden_in, straight, words_of
+from cai.texts import hidden_in
 
 Severity = Literal["error", "remark", "note"]
 
-# Each rule, what it finds, and why that matters.
+# Of each rule what kind of finding it makes, and why that matters.
 RULES: dict[str, tuple[Severity, str]] = {
     "schema": (
         "error",
@@ -173,8 +172,9 @@ def _unseen(constitution: Constitution, lines: dict[At, int]) -> Iterator[Findin
         if hidden:
             who = constitution.principles[int(at[1])].id if len(at) > 1 else None
             keys = " ".join(str(one + 1) if isinstance(one, int) else one for one in at[2:] or at)
-            line = next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
-            yield Finding("unseen", line, who, f"in {keys}, characters that cannot be seen: {listed(hidden)}")
+            yield Finding(
+                "unseen", line_at(lines, at), who, f"in {keys}, characters that cannot be seen: {listed(hidden)}"
+            )
 
 
 def _texts(at: At, value: object) -> Iterator[tuple[At, object]]:
@@ -191,8 +191,6 @@ def _texts(at: At, value: object) -> Iterator[tuple[At, object]]:
 
 # One principle
 
-Check = Callable[[Principle], str | None]
-
 
 def _of_principles(principles: Sequence[Principle], lines: dict[At, int]) -> Iterator[Finding]:
     for number, principle in enumerate(principles):
@@ -200,136 +198,11 @@ def _of_principles(principles: Sequence[Principle], lines: dict[At, int]) -> Ite
         if others:
             at = lines.get(("principles", number, others[0]), lines["principles", number])
             yield Finding("other-language", at, principle.id, f"not judged, since not in English: {listed(others)}")
-        for rule, (key, check) in _CHECKS.items():
-            found = None if key in others and rule not in _ANY_LANGUAGE else check(principle)
+        for rule, (key, check) in CHECKS.items():
+            found = None if key in others and rule not in ANY_LANGUAGE else check(principle)
             if found is not None:
                 at = ("principles", number, key)
                 yield Finding(rule, lines.get(at, lines["principles", number]), principle.id, found)
-
-
-def _names_letters(principle: Principle) -> str | None:
-    name = names_letters(principle.comparison)
-    return None if name is None else f"the comparison names '{name}'"
-
-
-def names_letters(comparison: str) -> str | None:
-    """By what letter or place a comparison names one of the two answers, if it does."""
-    match = _LETTER.search(comparison)
-    return None if match is None else match[0]
-
-
-# "A" is mostly an article: as a letter it stands after what it names, or beside the other letter.
-_NAMES = (
-    r"(?:answers?|responses?|options?|replies|reply|outputs?|choices?|candidates?|samples?|assistants?|choose|pick)"
-)
-_PLACES = "first|second|former|latter|left|right|1st|2nd|upper|lower"
-_PAIR = "|".join(rf"\(?{one}\)?[ ,]+(?:or|and|over|than|to|vs\.?)[ ]\(?{other}\)?" for one, other in
-                 (ANSWERS, ANSWERS[::-1], ("1", "2"), ("2", "1")))  # fmt: skip
-_LETTER = re.compile(
-    rf"\b(?i:{_NAMES}) [(\"']?(?:[AB12]\b(?! [a-z])|(?i:one|two)\b(?= is| better|\?| or))[)\"']?"
-    rf"|\b(?i:{_PLACES}) (?i:{_NAMES}|one)\b"
-    rf"|(?<!\w)(?:{_PAIR})(?!\w)|\([AaBb]\)"
-)
-
-
-def _no_conduct(principle: Principle) -> str | None:
-    words = words_of(straight(principle.statement))
-    if any(word in VERBS for word in words) or _DOES.search(principle.statement):
-        return None
-    return None if words and words[0] in DEEDS else "the statement has no verb that says what an answer does"
-
-
-_BETWEEN = rf"(?:,[^,.;]*,)?\s+(?:(?:\w+ly|{'|'.join(sorted(ADVERBS))})\s+)*"
-_DOES = re.compile(
-    rf"(?i)\b(?:answer|response|reply|assistant|ai|model|it|that|which|who){_BETWEEN}\w+s\b"
-    r"|\b(?:answers|responses|replies|assistants|models|they)\s+(?!(?:of|in|for|to|with|and|or|on|about|from|by)\b)\w+"
-)
-
-
-def _vague(principle: Principle) -> str | None:
-    meaning = [word for word in words_of(straight(principle.statement)) if word not in EMPTY]
-    if meaning and all(word in PRAISE for word in meaning):
-        return f"the statement only praises or blames: {listed(meaning)}"
-    return None
-
-
-def _several_duties(principle: Principle) -> str | None:
-    text = straight(principle.statement)
-    joined = _JOINED.search(text)
-    if joined is not None:
-        return f"the statement joins duties: '{joined[0].strip()}'"
-    named = list(dict.fromkeys(word for word in words_of(text) if word in FAULTS))
-    return f"the statement names {len(named)} things at once: {listed(named)}" if len(named) > 2 else None
-
-
-_JOINED = re.compile(
-    r"(?i)\bnot \w+(?: \w+)?,? (?:and|or|nor) not \w+|\b(?:should|must|may|shall)\b[^.;:]*?,? and "
-    r"(?:should|must|may|shall|never|also)\b(?: not)?[^.,;]{0,30}"
-)
-
-
-def _nothing_to_quote(principle: Principle) -> str | None:
-    return None if _CONCRETE.search(principle.critique) else "the critique asks for no words, steps or names"
-
-
-_CONCRETE = re.compile(
-    r"(?i)\b(?:quot\w+|cite|citing|list|names?|naming|count|words?|phrases?|sentences?|passages?|lines?|steps?|claims?|"
-    r"verbatim|point(?:ing)? (?:it |them )?out|specific(?:ally)?|which parts?|exactly)\b"
-)
-
-
-def _only_removes(principle: Principle) -> str | None:
-    if _REMOVES.search(principle.revision) and not _OFFERS.search(principle.revision):
-        return "the revision says what to leave out and not what stays or comes instead"
-    return None
-
-
-_REMOVES = re.compile(
-    r"(?i)\b(?:remov\w+|delet\w+|leav\w+ out|omit\w*|avoid\w*|refrain\w*|without|free of|less|no|not|censor\w*)\b"
-)
-_OFFERS = re.compile(
-    r"(?i)\b(?:keep\w*|stays?|instead|offer\w*|give\w*|giving|say|says|saying|tell\w*|names?|add|adds|point\w* out|"
-    r"explain\w*|help(?!ful)\w*|suggest\w*|answer(?:s|ing)? (?:it|the|what)|so that|then|move|address\w*|like|ask\w*|"
-    r"warn\w*|show\w*|use the|replac\w*|while)\b"
-)
-
-
-def _few_examples(principle: Principle) -> str | None:
-    number = len(principle.examples)
-    return None if number > 1 else "no example" if number == 0 else "one example"
-
-
-def _no_rationale(principle: Principle) -> str | None:
-    reason, said = (subject_of(text).words.keys() for text in (principle.rationale, principle.statement))
-    if "rationale" not in principle.filled_in and reason <= said:
-        return "the rationale says nothing that the statement does not say"
-    return None
-
-
-def _no_references(principle: Principle) -> str | None:
-    return None if principle.references else "no reference"
-
-
-def _filled_in(principle: Principle) -> str | None:
-    made = listed(principle.filled_in)
-    return f"made up by cai constitution import: {made}" if principle.filled_in else None
-
-
-# What they look at is no wording, or the words are the same in each language.
-_ANY_LANGUAGE = frozenset({"names-letters", "no-rationale"})
-
-_CHECKS: dict[str, tuple[str, Check]] = {
-    "names-letters": ("comparison", _names_letters),
-    "no-conduct": ("statement", _no_conduct),
-    "vague": ("statement", _vague),
-    "several-duties": ("statement", _several_duties),
-    "nothing-to-quote": ("critique", _nothing_to_quote),
-    "only-removes": ("revision", _only_removes),
-    "few-examples": ("examples", _few_examples),
-    "no-rationale": ("rationale", _no_rationale),
-    "no-references": ("references", _no_references),
-    "filled-in": ("filled_in", _filled_in),
-}
 
 
 # Two principles
