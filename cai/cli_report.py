@@ -87,7 +87,7 @@ def report(
     if as_json:
         click.echo(visible_json(make_report(opened)))
     elif html is None and markdown is None:
-        print_report(make_report(opened), run)
+        print_report(make_report(opened))
 
 
 def _refuse(given: dict[str, str | None], found: str, expected: str, remedy: str) -> None:

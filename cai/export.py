@@ -35,9 +35,10 @@ def export(
 
     An earlier export in `out` is replaced once the new one is finished. `command` is how a person repeats it; `say` is
     told what they should know; `go_on` is called between the steps, and ends the export by raising an error; with a
-    `key` the manifest is signed. Raises
-    BadInput if `out` holds anything else, the run nothing to train on, or a file that the method names cannot be read,
-    CannotWrite if a file cannot be written.
+    `key` the manifest is signed.
+
+    Raises BadInput if `out` holds anything else, the run nothing to train on, or a file that the method names cannot be
+    read, CannotWrite if a file cannot be written.
     """
     check_place(run.folder, out)
     with new_folder(out) as folder, _standing_still(run):

@@ -122,9 +122,9 @@ def tell(
     """Compare what a finished stage has made since it was last told of with the sessions before, and write it down.
 
     `chunks` reads the stage's source again, `sizes` are the records in each of its shards; `anew` says that this
-    session has made anew what was there with other settings. A history that cannot be
-    read or written costs the run nothing: it is said, and the next session tells of these rows as well. Raises BadInput
-    if a shard of the run is damaged.
+    session has made anew what was there with other settings. A history that cannot be read or written costs the run
+    nothing: it is said, and the next session tells of these rows as well. Raises BadInput if a shard of the run is
+    damaged.
     """
     alike = f"{stage}-{digest(source)[:8]}-"
     own = f"{alike}{_identity(run, stage)}-"

@@ -79,7 +79,7 @@ def _changed(splits: Json) -> str:
     return f"+{sums['added']}{others}"
 
 
-def print_report(result: Json, run: str) -> None:
+def print_report(result: Json) -> None:
     """The report of `audit.report` as tables."""
     screen = console()
     for stage, entry in result.items():

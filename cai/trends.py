@@ -36,11 +36,7 @@ def sessions_of(history: History) -> list[Json]:
         damaged = f" but {len(history.damaged)} damaged files" if history.damaged else ""
         raise BadInput(f"--history {history.folder}", f"no figures{damaged}", "those of a finished session", _WHERE)
     for series in series_of(found):
-        for place, session in enumerate(series.sessions):
-            earlier = [one["figures"] for one in series.sessions[max(0, place - LOOK_BACK) : place]]
-            for name, figure in session["figures"].items():
-                before = sum(one[name]["values"] for one in earlier if name in one)
-                figure["too_few"] = figure["earlier"] is not None and too_few(figure["values"], before)
+        _mark_too_few(series)
     return found
 
 
@@ -58,6 +54,15 @@ class Series:
     @property
     def figures(self) -> list[str]:
         return [name for name in BOUNDS if any(name in one["figures"] for one in self.sessions)]
+
+
+def _mark_too_few(series: Series) -> None:
+    """Put into each figure whether its session and those that it was compared with had too few rows to judge it."""
+    for place, session in enumerate(series.sessions):
+        earlier = [one["figures"] for one in series.sessions[max(0, place - LOOK_BACK) : place]]
+        for name, figure in session["figures"].items():
+            before = sum(one[name]["values"] for one in earlier if name in one)
+            figure["too_few"] = figure["earlier"] is not None and too_few(figure["values"], before)
 
 
 def series_of(sessions: Sequence[Json]) -> list[Series]:

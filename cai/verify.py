@@ -25,8 +25,8 @@ def verify(
     """Look at a run, a dataset, or a folder of a dataset's versions; which of them it is, it says itself.
 
     `run` is where a dataset's run lies now, if not where it was; `beside` are runs of which one may be it, which come
-    before any other place. With a public key there must be a signature that was
-    made with the private key that belongs to it. Raises BadInput if `path` is none of these.
+    before any other place. With a public key there must be a signature that was made with the private key that belongs
+    to it. Raises BadInput if `path` is none of these.
     """
     findings, versions = Findings(watch), versions_in(path)
     if is_run(path):

@@ -28,10 +28,8 @@ from cai.store import Run
 
 # What was found, and what was expected.
 Found = tuple[str, str]
+REFUSED = "refused_by_engine"  # the reason of a drop that leaves no answer in the journal
 _MADE = "what the answers in the journal make"
-
-
-REFUSED = "refused_by_engine"
 
 
 class _NotJournaled(Exception):

@@ -77,7 +77,7 @@ class Reading:
             row = kept.get(at)
             if row is not None:
                 for difference in self._of_row(row, item, shard.index):
-                    self.findings.differ(f"{shard.place(table)}, '{row.get('pair_id', row['row_id'])}'", *difference)
+                    self.findings.differ(f"{shard.place(table)}, '{id_of(row)}'", *difference)
             elif (drop := next(drops, None)) is not None:
                 known = item if item is not None and content_of(item) == sha else None
                 place = shard.run.drops(shard.stage, shard.index).relative_to(shard.run.folder)
@@ -109,7 +109,7 @@ class Reading:
         source = self.source
         named = item.pair_id if isinstance(item, Pair) else item.row_id if item is not None else None
         # Where another record stands in its place, that has been said of the shard.
-        if source is not None and item is not None and not source.doubt and named == row.get("pair_id", row["row_id"]):
+        if source is not None and item is not None and not source.doubt and named == id_of(row):
             yield from differing(_told(item, self._is_moved(index)), row, f"what {source.called} has")
 
     def _of_drop(self, drop: Json, item: Item | None, sha: str, shard: Shard, texts: set[str]) -> Iterator[Found]:
@@ -147,6 +147,11 @@ class Reading:
             )
 
 
+def id_of(row: Json) -> str:
+    """What a row of a table goes by: the id of its pair, if it is of one."""
+    return row["pair_id"] if "pair_id" in row else row["row_id"]
+
+
 def _of_those(items: Sequence[Item], inputs: Sequence[str]) -> Sequence[Item]:
     """The items that a shard read before others came between them; all, if one of them is not there."""
     left = iter(items)
@@ -162,7 +167,7 @@ def _kept(inputs: Sequence[str], rows: Sequence[Json]) -> dict[int, Json] | str:
         sha = content_of(item_of(row))
         at = next((at for at, one in left if one == sha), None)
         if at is None:
-            return row.get("pair_id", row["row_id"])
+            return id_of(row)
         found[at] = row
     return found
 

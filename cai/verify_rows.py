@@ -27,7 +27,7 @@ from cai.seal import Json
 from cai.store import Run
 from cai.verify_again import again
 from cai.verify_entry import check_entry
-from cai.verify_read import Reading, Shard
+from cai.verify_read import Reading, Shard, id_of
 from cai.verify_source import reread
 
 
@@ -77,15 +77,20 @@ def _opened(run: Run, stage: str, index: int, sound: set[str], answers: Answers 
         names.append(drops.relative_to(run.folder).as_posix())
     if not sound.issuperset(names):
         return None
-    mark: Json = json.loads((pq.read_schema(run.shard(tables[-1], index)).metadata or {})[b"cai"])
+    mark = _mark(run, tables[-1], index)
     segment = run.folder / "journal" / f"part-{index:05d}.jsonl"
     return Shard(run, stage, index, mark, {one["key"]: one for one in read_entries(segment)}, answers)
+
+
+def _mark(run: Run, table: str, index: int) -> Json:
+    """The footer of a table's shard as it stands there, see `store.ShardMark`."""
+    return json.loads((pq.read_schema(run.shard(table, index)).metadata or {})[b"cai"])
 
 
 def _is_between(shard: Shard, belongs: Json) -> bool:
     """Whether a command that makes a shard anew was killed before it, or when some of its files were written."""
     run, stage, index = shard.run, shard.stage, shard.index
-    marks = [json.loads((pq.read_schema(run.shard(table, index)).metadata or {})[b"cai"]) for table in TABLES[stage]]
+    marks = [_mark(run, table, index) for table in TABLES[stage]]
     if shard.mark["settings_sha"] != digest(belongs) or any(mark != shard.mark for mark in marks):
         return True
     return _dropped(shard) != shard.mark["dropped"]
@@ -123,7 +128,7 @@ def _check_shard(shard: Shard, belongs: Json, finished: bool, reading: Reading, 
     for number, row in enumerate(kept):
         if "sample" in row and sample_row_id(row["prompt_id"], row["sample"]) != row["row_id"]:
             found = f"the sample {row['sample']} of '{row['prompt_id']}'"
-            findings.differ(f"{shard.place(last)}, {_called(row)}", found, "the one that its row_id says")
+            findings.differ(f"{shard.place(last)}, '{id_of(row)}'", found, "the one that its row_id says")
         told = verdicts.get(row["pair_id"], []) if judged else []
         label = labels[number] if number < len(labels) else None
         if finished:
@@ -132,13 +137,9 @@ def _check_shard(shard: Shard, belongs: Json, finished: bool, reading: Reading, 
             _check_calls(shard, one, findings)
         if remade is not None:
             for table, *difference in remade.of(row, told, label, shard.entries):
-                findings.differ(f"{shard.place(table)}, {_called(row)}", *difference)
+                findings.differ(f"{shard.place(table)}, '{id_of(row)}'", *difference)
         findings.looked["rows"] += 1 + len(told) + (label is not None)
     findings.looked["drops"] += dropped
-
-
-def _called(row: Json) -> str:
-    return f"'{row['pair_id']}'" if "pair_id" in row else f"'{row['row_id']}'"
 
 
 def _answers(run: Run, stage: str, findings: Findings) -> Answers | None:
@@ -166,7 +167,7 @@ def _check_reviewed(
         if said != told and (finished or told is None):
             found = f"a person's answer '{said}'" if said is not None else "no person's answer"
             expected = f"'{told}', as in reviews.jsonl" if told is not None else "none, as in reviews.jsonl"
-            findings.differ(f"{shard.place('labels')}, {_called(pair)}", found, expected)
+            findings.differ(f"{shard.place('labels')}, '{id_of(pair)}'", found, expected)
 
 
 def _check_origin(shard: Shard, row: Json, belongs: Json, findings: Findings) -> None:
@@ -178,7 +179,7 @@ def _check_origin(shard: Shard, row: Json, belongs: Json, findings: Findings) ->
     }  # fmt: skip
     for name, value in wanted.items():
         if name in row and value is not None:
-            place = f"{shard.place(TABLES[shard.stage][-1])}, {_called(row)}"
+            place = f"{shard.place(TABLES[shard.stage][-1])}, '{id_of(row)}'"
             findings.same(place, row[name], value, f"the {name.removesuffix('_sha')}")
 
 
@@ -195,11 +196,11 @@ def _check_calls(shard: Shard, row: Json, findings: Findings) -> None:
     for what, key, text in _calls(row):
         entry = shard.entries.get(key)
         if entry is None:
-            where = f"the {what} of {_called(row)}, which {table} says is there"
+            where = f"the {what} of '{id_of(row)}', which {table} says is there"
             findings.differ(journal, f"no call {key[:12]}", where)
         elif text is not None and entry["text"] != text:
             found = f"another {what} than the call {key[:12]} in {journal} has"
-            findings.differ(f"{table}, {_called(row)}", found, "the answer in the journal")
+            findings.differ(f"{table}, '{id_of(row)}'", found, "the answer in the journal")
         else:
             findings.looked["answers held against the journal"] += 1
 

@@ -324,7 +324,7 @@ def test_a_judge_and_a_gate_that_hardly_followed_the_question_are_said_at_the_to
     for doubt in said:
         assert doubt in made and doubt in told
         assert made.index(doubt) < made.index("rows read") and told.index(doubt) < told.index("## revise")
-    print_report(report(run), "run")
+    print_report(report(run))
     printed = " ".join(capsys.readouterr().out.split())
     assert said[1] in printed and printed.count("under 0.1 %") == 2
 
@@ -345,7 +345,7 @@ def test_tokens_of_the_rows_that_are_not_those_that_were_asked_for_are_explained
     run.add_session({"stage": "revise", **asked})
     run.add_session({"stage": "label", **asked, "prompt_tokens": 1, "completion_tokens": 1})
     made = _plain_text(page(run, "run"))
-    print_report(report(run), "run")
+    print_report(report(run))
     printed = " ".join(capsys.readouterr().out.split())
     assert "The kept rows of label name 2 tokens read and 2 written, which is not what was paid for" in made
     assert "The kept rows of revise" not in made, "they name as many as were asked for"

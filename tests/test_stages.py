@@ -108,7 +108,7 @@ def test_older_turns_may_be_left_out_if_asked_and_the_row_says_how_many_were(
         ("one", 0, 1),
     ]
     assert outcome.entry["cost"]["shortened_calls"] == 1
-    print_report(report(open_run(str(folder))), str(folder))
+    print_report(report(open_run(str(folder))))
     assert "1 calls went without a conversation's oldest turns" in capsys.readouterr().out
 
 
@@ -135,7 +135,7 @@ def test_what_a_limit_leaves_unread_is_said_and_stands_where_the_reader_looks(
     told = open_run(str(out)).manifest()["revise"]["prompts"]
     assert (told["limit"], told["unread"], told["rows"]) == (4, True, 4)
     opened = open_run(str(out))
-    print_report(report(opened), str(out))
+    print_report(report(opened))
     flat = " ".join(capsys.readouterr().out.split())
     assert "not read --limit 4:" in flat and "they are not read." in flat
     assert report(opened)["revise"]["unread"] == sentence

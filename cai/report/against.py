@@ -172,16 +172,16 @@ def _settings(stage: str, this: Run, other: Run) -> Iterator[str]:
         if kind == "texts":
             names = [name for name in names if not name.startswith("constitution")]
         if names:
-            yield f"- {stage}: other {kind}: {_pairs(names, new, old)}"
+            yield f"- {stage}: other {kind}: {_now_and_was(names, new, old)}"
     new, old = (run.manifest().get(stage, {}) for run in (this, other))
     if new and old:
         versions = [one.get("versions", {}) for one in (new, old)]
         names = sorted(name for name in {*versions[0], *versions[1]} if versions[0].get(name) != versions[1].get(name))
         if names:
-            yield f"- {stage}: other versions: {_pairs(names, *versions)}"
+            yield f"- {stage}: other versions: {_now_and_was(names, *versions)}"
         if new.get("code_sha") != old.get("code_sha"):
-            yield f"- {stage}: other code of cai: {_pairs(['code_sha'], new, old)}"
+            yield f"- {stage}: other code of cai: {_now_and_was(['code_sha'], new, old)}"
 
 
-def _pairs(names: Sequence[str], new: Json, old: Json) -> str:
+def _now_and_was(names: Sequence[str], new: Json, old: Json) -> str:
     return ", ".join(f"{code(name)}: {code(new.get(name))}, was {code(old.get(name))}" for name in names)
