@@ -18,7 +18,8 @@ import pytest
 from cai.engines import Completion, Sampling, Spec, open_engine
 from cai.engines import vllm as module
 from cai.engines.guard import kill_marked, marked
-from cai.engines.vllm import Held, VllmEngine
+from cai.engines.vllm import VllmEngine
+from cai.engines.vllm_calls import Held
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
 from cai.rows import Message
 from cai.settings import ReviseSettings

@@ -5,18 +5,17 @@ in flight is asked again. A call that was in flight at two such ends is then ask
 more, that call is refused and the others go on.
 
 Calls are served in the order of their rows: rows under way are finished, while their prefixes are still in the cache,
-before new ones begin. How many calls the engine holds is learnt from its scheduler, see `Held`.
+before new ones begin. How many calls the engine holds is learnt from its scheduler, see `vllm_calls`.
 """
 
 import asyncio
-import contextlib
 import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
 from types import TracebackType
@@ -26,6 +25,7 @@ from cai.engines import Completion, Request, Sampling, Spec
 from cai.engines.chat import choice_ids, encode, end_ids, prompt_of, refuse_without_template
 from cai.engines.guard import Guard
 from cai.engines.local import find_adapter, find_model
+from cai.engines.vllm_calls import Door, Gauge, Held
 from cai.engines.vllm_options import ONLY_SPEED, engine_options, installed_package, rank_of, refusal, told
 from cai.errors import BadInput, EngineGaveUp, RequestRefused, brief
 from cai.ids import digest
@@ -39,31 +39,6 @@ END_SECONDS = 3.0
 CPU_CACHE_BYTES = 2 << 30
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Held:
-    """How many calls vLLM holds at once, learnt from its scheduler, a number for each data-parallel rank.
-
-    While calls wait in its queue, it holds as many as run. While none waits it may hold a quarter more than run, up to
-    `most`: so the number grows step by step until calls wait, and shrinks where the cache has room for fewer.
-    """
-
-    most: int
-    by_rank: dict[int, int] = field(default_factory=dict[int, int])
-
-    def record(self, rank: int, running: int, waiting: int, cache_usage: float) -> None:
-        """One step of a scheduler; `cache_usage` is the share of its key-value cache that running calls fill."""
-        held = self.by_rank.get(rank, 0)
-        if waiting:
-            held = max(1, running)
-        elif cache_usage < 0.9:
-            held = max(held, min(self.most, running + max(8, running // 4)))
-        self.by_rank[rank] = held
-
-    def total(self, ranks: int) -> int:
-        """Of all ranks; those that have not said anything yet hold a few."""
-        return sum(self.by_rank.get(rank, min(self.most, 8)) for rank in range(ranks))
 
 
 class VllmEngine:
@@ -101,7 +76,7 @@ class VllmEngine:
     async def __aenter__(self) -> Self:
         from transformers import AutoTokenizer
 
-        self._door = _Door()
+        self._door = Door()
         self._revival: asyncio.Task[None] | None = None
         self._closing, self._ends = False, 0
         self._guard = Guard()
@@ -291,8 +266,8 @@ class VllmEngine:
         self._held = Held(llm.vllm_config.scheduler_config.max_num_seqs)
         return llm
 
-    def _gauge(self, config: Any, rank: int = 0) -> "_Gauge":
-        return _Gauge(lambda running, waiting, usage: self._held.record(rank, running, waiting, usage))
+    def _gauge(self, config: Any, rank: int = 0) -> Gauge:
+        return Gauge(lambda running, waiting, usage: self._held.record(rank, running, waiting, usage))
 
     async def _revive(self, dead: Any) -> None:
         """Start the engine anew; the first of the calls that saw it die begins it, and all of them wait.
@@ -332,50 +307,3 @@ class VllmEngine:
             await self._generate(llm, innocent, encode(self._tokenizer, self.model, innocent.messages), ())
         except self._dead as error:
             raise EngineGaveUp("vLLM's engine dies of every call. Its messages are above.") from error
-
-
-@dataclass(slots=True)
-class _Gauge:
-    """Is told by vLLM about each step of a scheduler; the methods are those that vLLM calls."""
-
-    heard: Callable[[int, int, float], None]
-
-    def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
-        if scheduler_stats is not None:
-            waiting = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
-            self.heard(scheduler_stats.num_running_reqs, waiting, scheduler_stats.kv_cache_usage)
-
-    def log_engine_initialized(self) -> None: ...
-
-    def log(self) -> None: ...
-
-    def record_sleep_state(self, *_: Any, **__: Any) -> None: ...
-
-
-class _Door:
-    """Lets calls in together, or one by itself."""
-
-    def __init__(self) -> None:
-        self._changed = asyncio.Event()
-        self._inside = self._want_alone = 0
-        self._alone = False
-
-    @contextlib.asynccontextmanager
-    async def open(self, alone: bool) -> AsyncGenerator[None]:
-        self._want_alone += alone
-        try:
-            while self._inside if alone else self._alone or self._want_alone:
-                await self._changed.wait()
-        finally:
-            self._want_alone -= alone
-            self._tell()
-        self._inside, self._alone = self._inside + 1, alone
-        try:
-            yield
-        finally:
-            self._inside, self._alone = self._inside - 1, False
-            self._tell()
-
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
