@@ -1,8 +1,11 @@
 """YAML as files of people are read: plain values only, and no more of them than the file seems to hold."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from cai.errors import BadInput
 
 # Characters of a file, and of what its aliases unfold to: a constitution of hundreds of principles has a tenth of it.
 LONGEST = 1 << 20
@@ -26,6 +29,22 @@ def read_yaml(text: str) -> tuple[Any, yaml.Node | None]:
     except (ValueError, KeyError, IndexError, AttributeError, TypeError):  # "!!bool maybe", "!!int ''", 2026-02-30
         # Not from the error, which shows the value.
         raise ValueError("a date that is none, or a value that is not of the kind that its tag (!!) names") from None
+
+
+def read_yaml_file(path: Path, called: str, expected: str, remedy: str) -> tuple[Any, yaml.Node | None]:
+    """The values of a YAML file, and its nodes.
+
+    Raises BadInput for a file that cannot be read or is no YAML: it is `called` so, and the line named where one is to
+    blame. What was `expected` and the `remedy` are the reader's words.
+    """
+    try:
+        return read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        why, place = " ".join(str(error).split()), called
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            # Without the line itself, which may hold a key.
+            why, place = str(error.problem), f"{called}:{error.problem_mark.line + 1}"
+        raise BadInput(place, f"text that is not YAML ({why})", expected, remedy) from None
 
 
 class _Shallow(yaml.SafeLoader):

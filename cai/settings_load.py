@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cai.errors import BadInput, brief_value
 from cai.files import find_shipped, shipped_names
-from cai.plain_yaml import read_yaml
+from cai.plain_yaml import read_yaml_file
 from cai.settings import ExportSettings, GoldSettings, LabelSettings, PipelineSettings, Settings
 
 S = TypeVar("S", bound=Settings)
@@ -111,15 +111,7 @@ def _read_config(config: str) -> tuple[Path, dict[str, Any], dict[str, int]]:
     if path is None:
         known = ", ".join(shipped_names("flows/recipes", ".yaml"))
         raise BadInput("--config", f"no file and no recipe '{config}'", "a YAML file or a recipe", f"Recipes: {known}.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        data, node = read_yaml(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        why, place = " ".join(str(error).split()), str(path)
-        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-            # Without the line itself, which may hold a key.
-            why, place = str(error.problem), f"{path}:{error.problem_mark.line + 1}"
-        raise BadInput(place, f"text that is not YAML ({why})", "a YAML file of settings", "Mend it.") from None
+    data, node = read_yaml_file(path, str(path), "a YAML file of settings", "Mend it.")
     if not isinstance(data, dict) or not isinstance(node, yaml.MappingNode):
         raise BadInput(str(path), "no settings", "lines such as 'rounds: 2'", "See flows/recipes/demo.yaml.")
     lines: dict[str, int] = {}

@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 from cai.cli import run_cli
 from cai.errors import BadInput, CaiError, brief
 from cai.options import chosen, with_settings
-from cai.plain_yaml import read_yaml
+from cai.plain_yaml import read_yaml_file
 from cai.settings import Settings
 from cai.settings_engine import EngineSettings
 from cai.settings_load import load_settings
@@ -186,13 +186,7 @@ def read_list(path: Path, key: str | None = None) -> list[tuple[str, dict[str, A
     Raises BadInput for a file that cannot be read, is no YAML, or holds something else; each object has a `name`.
     """
     expected = f"a list of objects{f' under {key!r}' if key else ''}, each with a name"
-    try:
-        values, node = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        why, place = " ".join(str(error).split()), path.name
-        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-            why, place = str(error.problem), f"{path.name}:{error.problem_mark.line + 1}"
-        raise BadInput(place, f"text that is not YAML ({why})", expected, "Mend it there.") from None
+    values, node = read_yaml_file(path, path.name, expected, "Mend it there.")
     if key is not None:
         values = values.get(key) if isinstance(values, dict) else None
         found = node.value if isinstance(node, yaml.MappingNode) else []
