@@ -62,7 +62,7 @@ def serve(host: str, port: int, automations: bool) -> None:
     \b
     Example:
       python -m flows.serve --port 4201
-      PREFECT_API_URL=http://127.0.0.1:4201/api prefect deployment run cai/revise --watch
+      PREFECT_API_URL=http://127.0.0.1:4201/api prefect deployment run cai/revise --param limit=16 --watch
     """
     address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}"
     _refuse_taken(host, port, address)
@@ -83,7 +83,8 @@ def serve(host: str, port: int, automations: bool) -> None:
                 click.echo(f"  {sentence}")
         running["worker"] = _start("worker", ["worker", "start", "--pool", POOL, "--type", "process"], address, logs)
         click.echo(f"\nA worker waits for runs. What runs, and what has run: {address}")
-        click.echo(f"  export PREFECT_API_URL={address}/api\n  prefect deployment run cai/revise --watch")
+        click.echo(f"  export PREFECT_API_URL={address}/api")
+        click.echo("  prefect deployment run cai/revise --param limit=16 --watch")
         click.echo(f"Ctrl-C ends all of it. Logs: {logs}/server.log, {logs}/worker.log")
         _watch(running, logs)
     except _Told:
