@@ -118,14 +118,7 @@ def sign(path: str, key: str) -> None:
     folder = Path(path)
     if is_run(folder):
         with Run(folder) as run:
-            missing = run.settings().keys() - run.manifest().keys()
-            if missing or run.other_files() is None:
-                found = (
-                    f"a run whose cai {sorted(missing)[0]} is not finished"
-                    if missing
-                    else "a run of an earlier version"
-                )
-                raise BadInput(path, found, "a finished one", "Give its commands to their end, then sign it.")
+            _refuse_unfinished(run)
             _refuse_changed(folder)
             signed = [sign_manifest(folder, private)]
     else:
@@ -138,6 +131,14 @@ def sign(path: str, key: str) -> None:
         signed = [sign_manifest(one, private) for one in folders]
     for file in signed:
         click.echo(visible(f"{file}: signed with the key {fingerprint(private.public())}."))
+
+
+def _refuse_unfinished(run: Run) -> None:
+    """Raise BadInput if the manifest does not answer for the whole run."""
+    missing = sorted(run.settings().keys() - run.manifest().keys())
+    if missing or run.other_files() is None:
+        found = f"a run whose cai {missing[0]} is not finished" if missing else "a run of an earlier version"
+        raise BadInput(str(run.folder), found, "a finished one", "Give its commands to their end, then sign it.")
 
 
 def _refuse_changed(folder: Path) -> None:

@@ -17,7 +17,7 @@ def print_history(sessions: Sequence[Json], plot: str | None) -> None:
     """
     screen = console()
     for series in series_of(sessions):
-        screen.rule()
+        screen.rule()  # without the title, which a rule cuts off where the source has a long name
         screen.print(f"[bold]cai {series.stage}[/] on {plain(series.source)}")
         screen.print(_figures(series))
         screen.print(_costs(series))
