@@ -166,9 +166,12 @@ def _taken(run: Run, stage: str, history: History, own: str, anew: bool) -> Json
 
     Where that cannot be known, what the last of them took.
     """
-    sessions, before = run.sessions(stage), History(history.folder).sessions(own)
+    sessions = run.sessions(stage)
+    before = History(history.folder).sessions(own)  # of another one, which does not name what is damaged again
     last = max(len(sessions) - 1, 0)
-    told: int | None = before[-1][0]["sessions"] if before else last if anew else 0
+    told: int | None = last if anew else 0
+    if before:
+        told = before[-1][0]["sessions"]  # None where an earlier version wrote it
     if told is None or len(before) < len(history.names(own)):
         told = last
     total = cost(sessions[told:])
