@@ -11,7 +11,7 @@ from cai.signing import fingerprint, read_private_key, read_public_key
 from cai.signing import sign as sign_manifest
 from cai.store import Run
 from cai.texts import visible, visible_json
-from cai.verify import is_run, verify_files
+from cai.verify import is_run, none_of_ours, verify_files
 from cai.verify import verify as verify_path
 from cai.verify_dataset import is_dataset, versions_in
 
@@ -124,10 +124,8 @@ def sign(path: str, key: str) -> None:
     else:
         folders = versions_in(folder) or ([folder] if is_dataset(folder) else [])
         if not folders:
-            found = "no run and no dataset"
-            raise BadInput(path, found, "the folder of a run, of a dataset, or of its versions", "Check the path.")
-        for one in folders:
-            _refuse_changed(one)
+            raise none_of_ours(folder)
+        _refuse_changed(folder)
         signed = [sign_manifest(one, private) for one in folders]
     for file in signed:
         click.echo(visible(f"{file}: signed with the key {fingerprint(private.public())}."))

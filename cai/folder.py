@@ -102,6 +102,13 @@ class Hold:
             _remove_empty(self.made)
 
 
+def begun_for(path: Path) -> Path | None:
+    """The folder that the scratch folder `path` was to become; None if it is no scratch folder."""
+    name = path.name.removeprefix(".").removesuffix(".cai-new")
+    is_scratch = path.name == f".{name}.cai-new" and path.is_dir() and not path.is_symlink()
+    return path.with_name(name) if is_scratch else None
+
+
 def hold(file: Path, out: Path, what: str, doing: str, remedy: str) -> Hold:
     """Take the lock file of the folder `out`, made together with its folders if need be.
 

@@ -12,7 +12,14 @@ from cai.findings import Findings
 from cai.runner import Watch
 from cai.seal import SIGNATURE
 from cai.signing import fingerprint, is_signed, read_signature
-from cai.verify_dataset import check_dataset_files, is_dataset, verify_dataset, verify_versions, versions_in
+from cai.verify_dataset import (
+    begun_in,
+    check_dataset_files,
+    is_dataset,
+    verify_dataset,
+    verify_versions,
+    versions_in,
+)
 from cai.verify_run import check_run_files, verify_run
 
 # What reading or comparing can raise where a value is not of the kind, or not in the place, that cai gives it.
@@ -36,17 +43,26 @@ def verify(
     elif is_dataset(path):
         look = partial(verify_dataset, path, run, findings, beside)
     else:
-        found = "no such folder" if not path.exists() else "no run and no dataset"
-        expected = "the folder of a run (it has settings.json), of a dataset, or of its versions"
-        raise BadInput(str(path), found, expected, "Check the path.")
+        raise none_of_ours(path)
     _look(look, path, findings)
     for folder in versions or [path]:
         check_signature(folder, public_key, findings)
     return findings
 
 
+def none_of_ours(path: Path) -> BadInput:
+    """What is wrong with a path that is neither a run, nor a dataset, nor a folder of versions."""
+    expected = "the folder of a run (it has settings.json), of a dataset, or of its versions"
+    if path.is_dir() and begun_in(path):
+        found = "no version yet, only what an export that is at work or was killed has begun to write"
+        return BadInput(str(path), found, expected, "Wait for it, or give the command again.")
+    found = "no such folder" if not path.exists() else "no run and no dataset"
+    return BadInput(str(path), found, expected, "Check the path.")
+
+
 def verify_files(folder: Path, watch: Watch) -> Findings:
-    """Look whether each file of a finished run, or of a dataset, is what its manifest has, and at nothing else."""
+    """Look whether each file of a finished run, or of a dataset or all its versions, is what the manifest has, and at
+    nothing else."""
     findings = Findings(watch)
     check = check_run_files if is_run(folder) else check_dataset_files
     _look(partial(check, folder, findings), folder, findings)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from cai.dataset import CONFIGS, DATASET_SCHEMAS, KIND, SPLITS, json_text, rows_of
 from cai.errors import BadInput
 from cai.findings import Findings
+from cai.folder import begun_for
 from cai.hygiene import prompt_key
 from cai.ids import digest, file_digest
 from cai.rows import as_messages
@@ -55,11 +56,26 @@ def verify_versions(folder: Path, run: Path | None, findings: Findings, beside: 
     numbers = [number_of(path) or 0 for path in versions]
     for missing in sorted(set(range(1, max(numbers) + 1)) - set(numbers)):
         findings.differ(folder / f"v{missing:04d}", "no such version", "every version up to the last")
-    for path in folder.iterdir():
-        if path not in versions:
-            findings.differ(path, "something that is no version", "nothing here")
+    check_strays(folder, findings)
     for path in versions:
         verify_dataset(path, run, findings, beside)
+
+
+def begun_in(folder: Path) -> list[Path]:
+    """The versions that an export has begun to write in a folder, and has not finished."""
+    return [path for path in sorted(folder.iterdir()) if (to_be := begun_for(path)) and number_of(to_be) is not None]
+
+
+def check_strays(folder: Path, findings: Findings) -> None:
+    """Name whatever lies in a folder of versions and is none."""
+    versions, begun = versions_in(folder), begun_in(folder)
+    for path in begun:
+        findings.note(
+            f"{path} is what an export that is at work or was killed has begun to write; it counts for nothing."
+        )
+    for path in folder.iterdir():
+        if path not in versions and path not in begun:
+            findings.differ(path, "something that is no version", "nothing here")
 
 
 def verify_dataset(folder: Path, run: Path | None, findings: Findings, beside: Sequence[Path] = ()) -> None:
@@ -89,10 +105,14 @@ def verify_dataset(folder: Path, run: Path | None, findings: Findings, beside: S
 
 
 def check_dataset_files(folder: Path, findings: Findings) -> None:
-    """Name every file of a dataset that is not what its manifest has, and no more."""
-    manifest = _manifest(folder, findings)
-    if manifest is not None:
-        _check_files(folder, manifest, findings)
+    """Name every file of a dataset, or of all its versions, that is not what the manifest has, and no more."""
+    versions = versions_in(folder)
+    if versions:
+        check_strays(folder, findings)
+    for one in versions or [folder]:
+        manifest = _manifest(one, findings)
+        if manifest is not None:
+            _check_files(one, manifest, findings)
 
 
 def _manifest(folder: Path, findings: Findings) -> Json | None:

@@ -112,6 +112,36 @@ def test_several_versions_are_looked_at_together_and_a_missing_one_is_named(
     assert "the version before, v0002, is not beside it" in done.stdout
 
 
+def test_what_a_killed_export_has_left_among_the_versions_is_told_and_is_no_difference(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+):
+    answer_by_script(monkeypatch)
+    words = ["export", str(finished / "run"), "--out", str(finished / "sets"), "--versions", "--licence"]
+    begun = finished / "sets" / ".v0001.cai-new"
+    begun.mkdir(parents=True)
+    (begun / "README.md").write_text("half")
+    done = give(finished / "sets")
+    assert isinstance(done.exception, BadInput) and done.exception.exit_code == 2
+    assert str(done.exception) == (
+        f"{finished}/sets: found no version yet, only what an export that is at work or was killed has begun to write, "
+        "expected the folder of a run (it has settings.json), of a dataset, or of its versions. Wait for it, or give "
+        "the command again."
+    )
+    assert CliRunner().invoke(cai, [*words, "a"]).exit_code == 0 and not begun.exists()
+    shutil.copytree(finished / "sets" / "v0001", finished / "sets" / ".v0002.cai-new")
+    done = give(finished / "sets")
+    told = (
+        f"{finished}/sets/.v0002.cai-new is what an export that is at work or was killed has begun to write; it counts"
+    )
+    assert done.exit_code == 0 and told in done.stdout
+    assert CliRunner().invoke(cai, [*words, "b"]).exit_code == 0
+    assert give(finished / "sets").exit_code == 0 and told not in give(finished / "sets").stdout
+    (finished / "sets" / ".notes.cai-new").mkdir()
+    (finished / "sets" / ".v0003.cai-new").symlink_to(finished)
+    told = give(finished / "sets").stdout
+    assert all(f"{name}.cai-new: found something that is no version" in told for name in (".notes", ".v0003"))
+
+
 def test_a_dataset_is_held_against_the_run_that_is_given_with_it_and_the_result_names_that(
     finished: Path, tmp_path: Path, made_once: Path
 ):

@@ -303,6 +303,9 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "a stray file": ("run", lambda folder: (folder / "notes.txt").touch(), "a file that is none of this run's"),
     "a named pipe": ("run", lambda folder: os.mkfifo(folder / "journal/part-00007.jsonl"), "a named pipe.*journal/"),
+    "a file beside the versions": (
+        "sets", lambda folder: (folder / "notes.txt").touch(), "something that is no version .*notes"
+    ),
     "the second of two versions": ("sets", lambda folder: one_more_word(folder / "v0002"), "other bytes.*v0002"),
 }  # fmt: skip
 
