@@ -7,9 +7,11 @@
 Whoever reviews sees neither the judge's opinion nor where an answer comes from.
 """
 
+import codecs
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +27,10 @@ from cai.store import Run
 
 ANSWERS = ("a", "b", "none")
 TOLD = ("pair_id", "prompt", "a", "b")
+# No text in the line is taken for it, since there a quote has a backslash before it.
+_FILLED = re.compile(rb'"answer"[ \t]*:[ \t]*"(a|b|none)"[ \t]*')
+# How scripts write the lines anew that fill it in: Python's json.dumps, and jq -c.
+_FORMS: tuple[Json, ...] = ({}, {"ensure_ascii": False, "separators": (",", ":")})
 # What a person has said of a pair, or None.
 Answers = Callable[[Json], str | None]
 
@@ -204,21 +210,31 @@ def _reopen(run: Run) -> None:
         run.reopen("label")
 
 
-def as_written(folder: Path, sha256: str) -> int | None:
-    """How many answers somebody has filled into review.jsonl since it was written with this sha256.
+def as_written(folder: Path, sha256: str) -> tuple[int, bool] | None:
+    """How many answers somebody has filled into review.jsonl since it was written with this sha256, and whether their
+    editor or script has saved the rest in a way of its own: other ends of lines, another end of the file, a byte order
+    mark, or all lines as one of _FORMS has them.
 
-    None if that is not all that has changed in it.
+    None if anything else has changed in it, or if no answer was filled in: who fills in none has no reason to save it.
     """
+    path, lines, filled = folder / "review.jsonl", list[bytes](), 0
     try:
         told = read_review(str(folder / "reviews.jsonl")) if (folder / "reviews.jsonl").is_file() else {}
-        records = [record for _, record in _lines(folder / "review.jsonl")]
-        filled = [one for one in records if one["answer"] in ANSWERS and one["pair_id"] not in told]
-        for record in filled:
-            record["answer"] = None
-        text = _written(records)
-    except (BadInput, OSError, UnicodeEncodeError):
+        data = path.read_bytes()
+        plain = data.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
+        records = [record for _, record in _lines(path)]
+        if any(plain == [json.dumps(record, **form).encode() for record in records] for form in _FORMS):
+            plain = [_written([record]).removesuffix(b"\n") for record in records]
+        for record, line in zip(records, plain, strict=True):
+            is_filled = record["answer"] in ANSWERS and record["pair_id"] not in told
+            # All other bytes of the line stay, so that the digest answers for them.
+            lines.append((_FILLED.sub(b'"answer": null', line, count=1) if is_filled else line) + b"\n")
+            filled += is_filled
+    except (BadInput, OSError, ValueError):
         return None
-    return len(filled) if hashlib.sha256(text).hexdigest() == sha256 else None
+    if not filled or hashlib.sha256(b"".join(lines)).hexdigest() != sha256:
+        return None
+    return filled, data != b"".join(line + b"\n" for line in plain)
 
 
 def _written(records: Iterable[Json]) -> bytes:

@@ -57,10 +57,13 @@ def _check_unlisted(run: Run, findings: Findings) -> None:
 
 def _is_being_filled_in(run: Run, sha256: str, findings: Findings) -> bool:
     """Whether review.jsonl is what cai wrote, but for answers that somebody has filled in since."""
-    filled = as_written(run.folder, sha256)
-    if filled is not None:
-        findings.note(f"review.jsonl: {filled} answers are filled in and not applied yet; else it is what cai wrote.")
-    return filled is not None
+    found = as_written(run.folder, sha256)
+    if found is None:
+        return False
+    filled, is_saved_otherwise = found
+    but = ", but for how an editor or a script has saved the lines" if is_saved_otherwise else ""
+    findings.note(f"review.jsonl: {filled} answers are filled in and not applied yet; else it is what cai wrote{but}.")
+    return True
 
 
 def check_texts(run: Run, stage: str, belongs: Json, findings: Findings) -> None:

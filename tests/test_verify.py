@@ -3,6 +3,7 @@ also where every digest was made to fit."""
 
 import asyncio
 import builtins
+import hashlib
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from cai.errors import BadInput
 from cai.findings import Findings
 from cai.ids import digest
 from cai.inputs import content_of
-from cai.review import TOLD
+from cai.review import TOLD, as_written
 from cai.seal import sealed, stages_text
 from cai.settings import ExportSettings, LabelSettings, ReviseSettings
 from cai.stages import export_stage, label_stage, revise_stage
@@ -364,6 +365,60 @@ def test_answers_that_are_being_filled_in_are_no_difference_and_anything_else_in
     ]
     path.write_text(text.replace("question", "Question", 1).replace('"answer": null', '"answer": "b"', 1))
     assert "review.jsonl: found other bytes" in told(finished / "run")
+
+
+def records_in(data: bytes) -> list[Any]:
+    return [json.loads(line) for line in data.splitlines()]
+
+
+NO_ANSWER = b'"answer": null'
+EDITED: dict[str, Callable[[bytes], bytes]] = {
+    "a tab": lambda data: data.replace(b', "prompt"', b',\t"prompt"', 1),
+    "a letter by its number": lambda data: data.replace(b"question", b"\\u0071uestion", 1),
+    "an empty line in between": lambda data: b"\n" + data,
+}
+SAVED: dict[str, Callable[[bytes], bytes]] = {
+    "one more end of a line": lambda data: data + b"\n",
+    "none at the end": lambda data: data[:-1],
+    "ends of lines of another system": lambda data: data.replace(b"\n", b"\r\n"),
+    "a byte order mark": lambda data: b"\xef\xbb\xbf" + data,
+    "lines by jq -c": lambda data: b"".join(
+        json.dumps(one, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for one in records_in(data)
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITED)
+def test_no_byte_of_the_review_but_an_answer_may_be_another(finished: Path, edit: str):
+    path = finished / "run" / "review.jsonl"
+    data = path.read_bytes()
+    for whole in (data, data.replace(NO_ANSWER, b'"answer": "b"', 1)):
+        path.write_bytes(EDITED[edit](whole))
+        assert path.read_bytes() != whole and "review.jsonl: found other bytes" in told(finished / "run")
+
+
+@pytest.mark.parametrize("save", SAVED)
+def test_how_an_editor_or_a_script_saves_a_review_with_answers_is_told_and_without_one_it_is_a_difference(
+    finished: Path, save: str
+):
+    path = finished / "run" / "review.jsonl"
+    data = path.read_bytes()
+    path.write_bytes(SAVED[save](data.replace(NO_ANSWER, b'"answer":"none" ', 1)))
+    found = look(finished / "run")
+    assert found.differences == [] and found.notes == [
+        "review.jsonl: 1 answers are filled in and not applied yet; else it is what cai wrote, but for how an editor "
+        "or a script has saved the lines."
+    ]
+    path.write_bytes(SAVED[save](data))
+    assert "review.jsonl: found other bytes" in told(finished / "run")
+
+
+def test_a_review_that_a_script_has_written_anew_with_letters_by_their_numbers_is_what_cai_wrote(tmp_path: Path):
+    path, record = tmp_path / "review.jsonl", {"pair_id": "r0/p", "prompt": "é", "a": "1", "b": "2", "answer": None}
+    sha256 = hashlib.sha256(json.dumps(record, ensure_ascii=False).encode() + b"\n").hexdigest()
+    for letter, found in (("é", (1, True)), ("è", None)):
+        path.write_text(json.dumps(record | {"prompt": letter, "answer": "a"}) + "\n")
+        assert as_written(tmp_path, sha256) == found
 
 
 # Where every digest was made to fit
