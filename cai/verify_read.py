@@ -138,8 +138,11 @@ class Reading:
                 f"cai {stage}: {source.doubt}, so a difference from it is none of the run's: "
                 f"{self.same} of {self.same + self.other} records are as the run has them."
             )
-        elif source is not None and source.whole and not skipped and not source.is_over(self.findings):
-            self.findings.differ(f"cai {stage}", f"fewer shards than {source.called} gives", "one for each")
+        elif source is not None and source.whole and not skipped:
+            if source.is_over(self.findings):
+                source.check_unread(f"manifest.json, cai {stage}", self.findings)
+            else:
+                self.findings.differ(f"cai {stage}", f"fewer shards than {source.called} gives", "one for each")
         if self.lost and self.remade is not None:
             self.findings.note(
                 f"cai {stage}: {self.lost} dropped rows were not worked out again: a run does not keep their prompts, "

@@ -30,6 +30,8 @@ Item = Row | Pair | Drop
 
 
 class _Source(Protocol):
+    unread: bool
+
     def chunks(self, records_in_chunk: int) -> Iterator[Chunk]: ...
 
 
@@ -40,7 +42,8 @@ class Reread:
     `called` names the source in a sentence, `counted` what it gives. `doubt` says why a difference from it is none of
     the run's; "" if it is one. `whole` says that it gives nothing behind the last shard. `moved` are shards that were
     read in another place before, of which only what the items say is compared, and `grown` those that may have got
-    items since, also between those that were there. `principles` judge a pair, by pair_id.
+    items since, also between those that were there. `principles` judge a pair, by pair_id. `unread`
+    is whether a limit leaves more of the `source`, as the manifest says; None if that is not to be compared.
     """
 
     called: str
@@ -51,6 +54,8 @@ class Reread:
     moved: frozenset[int]
     grown: frozenset[int]
     principles: Mapping[str, tuple[str, ...]]
+    source: _Source
+    unread: bool | None
 
     def items(self, index: int, findings: Findings) -> tuple[Item, ...] | None:
         """What a shard read; the shards are asked for in their order."""
@@ -63,10 +68,17 @@ class Reread:
         """Whether nothing is left."""
         return self._next(findings) is None
 
+    def check_unread(self, where: str, findings: Findings) -> None:
+        """Compare what the manifest says of what a limit leaves, once the source is over."""
+        if self.unread not in (None, self.source.unread):
+            expected = f"{self.source.unread}, since {self.called} has {'more' if self.source.unread else 'no more'}"
+            findings.differ(f"{where}, prompts, unread", str(self.unread), expected)
+
     def _next(self, findings: Findings) -> Chunk | None:
         try:
             return next(self.chunks, None)
         except BadInput as error:
+            self.unread = None
             findings.note(f"{self.called} was not read any further ({error.place}: {error.found}).")
             return None
 
@@ -85,6 +97,7 @@ def reread(run: Run, stage: str, entry: Json | None, findings: Findings) -> Rere
 
 def _opened(run: Run, stage: str, entry: Json, findings: Findings) -> Reread | None:
     settings, told = entry["settings"], entry.get("prompts", {})
+    unread: bool | None = told.get("unread")  # an earlier version did not write it down
     size, known = settings.get("shard_rows", 256), told.get("read_by") == reader_sha()
     moved = frozenset[int](told.get("other_places", ()))
     if moved:
@@ -98,8 +111,9 @@ def _opened(run: Run, stage: str, entry: Json, findings: Findings) -> Reread | N
     if spec is not None and stage == "calibrate" and "shard_rows" not in settings:
         examples, doubt = _examples(run, spec), "" if known else f"another version of cai read {spec}"
         return Reread(
-            spec, "examples made anew", examples.chunks(size), doubt, True, moved, frozenset(), examples.principles
-        )
+            spec, "examples made anew", examples.chunks(size), doubt, True, moved, frozenset(), examples.principles,
+            examples, unread,
+        )  # fmt: skip
     path, is_as_it_was = _file(run, spec, told.get("file")) if spec is not None else (None, False)
     if path is None:
         is_file = spec is None or file_of(spec) is not None
@@ -116,7 +130,8 @@ def _opened(run: Run, stage: str, entry: Json, findings: Findings) -> Reread | N
     if told.get("file") is None:
         doubt = f"the manifest does not say what {path} was when it was read"
     whole = not doubt and path.stat().st_size == told["file"]["bytes"]
-    return Reread(str(path), "records read again", source.chunks(size), doubt, whole, moved, frozenset(), {})
+    chunks = source.chunks(size)
+    return Reread(str(path), "records read again", chunks, doubt, whole, moved, frozenset(), {}, source, unread)
 
 
 def _pairs(
@@ -126,14 +141,18 @@ def _pairs(
     excuses a change in the answers by that change."""
     before, limit, grown = told.get("made_of"), told.get("limit"), frozenset[int]()
     has_grown = before != made_of(run)
+    why = (
+        "cai label: made_of in manifest.json does not fit the run's answers: either they have been worked on since it "
+        "was labelled, or somebody has changed it"
+    )
     if has_grown and (before is None or all(map(run.finished_shards, ROW_TABLES))):  # maybe of the other table
-        findings.note("cai label: the run has other answers than it was labelled with, so no pairs were made anew.")
+        findings.note(f"{why}. So no pairs were made anew.")
         return None
     if has_grown:
         limit = None  # it counts from the first row, and there may be more of them now
     pairs = RunPairs(run, settings["pairs"], limit)
     if has_grown:
-        findings.note("cai label: the run's answers have been worked on since it was labelled.")
+        findings.note(f"{why}.")
         grown = _made_again(run, pairs.table)
         # All that comes behind a new pair has another position.
         moved |= {index for index in run.finished_shards(pairs.table) if grown and index >= min(grown)}
@@ -141,7 +160,8 @@ def _pairs(
         findings.note("cai label: another version of cai made the pairs; their prompts and answers were compared.")
         moved = frozenset(run.finished_shards("labels"))
     called = f"the table {pairs.table}"
-    return Reread(called, "pairs made anew", pairs.chunks(1), "", not has_grown, moved, grown, {})
+    chunks, unread = pairs.chunks(1), told.get("unread") if known else None
+    return Reread(called, "pairs made anew", chunks, "", not has_grown, moved, grown, {}, pairs, unread)
 
 
 def _made_again(run: Run, table: str) -> frozenset[int]:

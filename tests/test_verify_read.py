@@ -259,12 +259,25 @@ def test_a_pair_that_is_not_what_the_run_s_answers_make_is_found(
     assert words in told(finished)
 
 
+MADE_OF = (
+    "cai label: made_of in manifest.json does not fit the run's answers: either they have been worked on since it was "
+    "labelled, or somebody has changed it."
+)
+
+
+def test_a_made_of_that_somebody_has_changed_is_not_said_to_be_work_on_the_run(finished: Path):
+    say_of_prompts(finished / "run", "label", made_of="0" * 64)
+    assert MADE_OF in look(finished / "run").notes
+    say_of_prompts(finished / "run", "label", made_of=None)
+    assert MADE_OF.rstrip(".") + ". So no pairs were made anew." in look(finished / "run").notes
+
+
 def test_the_pairs_of_a_run_that_has_grown_since_are_held_against_its_answers(finished: Path):
     grown(finished / "p.jsonl")
     revise("finished/p.jsonl", finished / "run")
     found, run = look(finished / "run"), Run(finished / "run")
     assert found.differences == [] and found.looked["pairs made anew"] == 2
-    assert "cai label: the run's answers have been worked on since it was labelled." in found.notes
+    assert MADE_OF in found.notes
     forge(run.folder, "label", run.shard("pairs", 0), put(position=7), "kept/response+revision-1")
     assert "pairs/part-00000.parquet, 'kept/response+revision-1': found in 'position' 7, expected" in told(finished)
 
@@ -467,6 +480,46 @@ def test_a_dataset_of_the_hub_is_not_fetched(finished: Path, monkeypatch: pytest
     found = look(finished / "run")
     assert found.differences == []
     assert "NOT CHECKED against its source, since datasets:somebody/prompts is not fetched." in found.notes[0]
+
+
+# What a limit has left
+
+
+def say_of_prompts(folder: Path, stage: str, **values: Any) -> None:
+    """Write other values of a stage's source into the manifest, and seal it."""
+    with Run(folder) as run:
+        entry = run.manifest()[stage]
+        entry["prompts"] |= values
+        run.write_manifest(stage, entry)
+
+
+@pytest.mark.parametrize(("limit", "left"), [(2, True), (6, False), (None, False)])
+def test_what_a_limit_has_left_is_held_against_the_source(finished: Path, limit: int | None, left: bool):
+    run = finished / "new"
+    revise("finished/p.jsonl", run, limit=limit)
+    label(run)
+    assert look(run).differences == []
+    say_of_prompts(run, "revise", unread=not left)
+    has = f"{left}, since finished/p.jsonl has {'more' if left else 'no more'}"
+    assert list(map(str, look(run).differences)) == [
+        f"manifest.json, cai revise, prompts, unread: found {not left}, expected {has}."
+    ]
+    # What is there now says nothing of what was left when the file was shorter, or another one.
+    grown(finished / "p.jsonl")
+    assert look(run).differences == []
+
+
+def test_what_a_limit_has_left_of_the_run_s_own_rows_is_compared_as_long_as_they_are_the_same(finished: Path):
+    settings = LabelSettings(
+        run=str(finished / "run"), engine="scripted", judge_principles=1, history="off", limit=1, replace=True
+    )
+    asyncio.run(label_stage(settings, Quiet()))
+    left = look(finished / "run")
+    assert left.differences == []
+    say_of_prompts(finished / "run", "label", unread=False)
+    assert "cai label, prompts, unread: found False, expected True, since the table trajectories" in told(finished)
+    say_of_prompts(finished / "run", "label", unread=None)
+    assert told(finished) == ""
 
 
 # Gold
