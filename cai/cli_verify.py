@@ -141,9 +141,13 @@ def _refuse_unfinished(run: Run) -> None:
 
 def _refuse_changed(folder: Path) -> None:
     """Raise BadInput if a file is not what the manifest has: the signature would vouch for what is not there."""
-    for one in verify_files(folder, Progress()).differences[:1]:
+    found = verify_files(folder, Progress())
+    for one in found.differences[:1]:
         remedy = f"Restore it, or make it anew; cai verify {folder} names every difference."
         raise BadInput(str(folder), f"{one.found} ({one.place})", one.expected, remedy)
+    for note in found.uncovered[:1]:
+        remedy = "Apply the answers, or remove what was begun, then sign it."
+        raise BadInput(str(folder), f"what no signature would cover ({note.rstrip('.')})", "nothing of that", remedy)
 
 
 def _several(count: int, what: str) -> str:

@@ -26,6 +26,7 @@ class Findings:
 
     `unfinished` says whether a run's commands are still to be given to their end. `held_against` are the runs that the
     rows of a dataset were held against, and `unchecked` the datasets, or versions of one, that were held against none.
+    `uncovered` are the notes of bytes that are not in the manifest, so that no signature covers them.
     """
 
     watch: Watch
@@ -35,6 +36,7 @@ class Findings:
     unfinished: bool = False
     held_against: list[str] = field(default_factory=list[str])
     unchecked: list[str] = field(default_factory=list[str])
+    uncovered: list[str] = field(default_factory=list[str])
 
     def held(self, run: Path) -> None:
         """The rows of a dataset were held against this run, which may have been named in another way before."""
@@ -50,6 +52,10 @@ class Findings:
 
     def note(self, sentence: str) -> None:
         self.notes.append(sentence)
+
+    def note_uncovered(self, sentence: str) -> None:
+        self.note(sentence)
+        self.uncovered.append(sentence)
 
     def same(self, place: Path | str, found: object, expected: object, what: str) -> bool:
         """Whether two values are the same; a difference if not. `what` says what they are."""

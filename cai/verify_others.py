@@ -62,7 +62,9 @@ def _is_being_filled_in(run: Run, sha256: str, findings: Findings) -> bool:
         return False
     filled, is_saved_otherwise = found
     but = ", but for how an editor or a script has saved the lines" if is_saved_otherwise else ""
-    findings.note(f"review.jsonl: {filled} answers are filled in and not applied yet; else it is what cai wrote{but}.")
+    findings.note_uncovered(
+        f"review.jsonl: {filled} answers are filled in and not applied yet; else it is what cai wrote{but}."
+    )
     return True
 
 
@@ -117,6 +119,6 @@ def check_extra(run: Run, settings: dict[str, Json], findings: Findings) -> None
         if path.is_symlink():
             findings.differ(name, "a link", "a file of the run, or nothing")
         elif name not in known and path.name.startswith(".") and path.name.endswith(".tmp"):
-            findings.note(f"{name} is what a killed command had begun to write; it counts for nothing.")
+            findings.note_uncovered(f"{name} is what a killed command had begun to write; it counts for nothing.")
         elif name not in known:
             findings.differ(name, "a file that is none of this run's", "nothing here")

@@ -33,7 +33,7 @@ from cai.stages import export_stage
 from cai.store import Run
 from cai.verify import check_signature, verify
 from tests.conftest import Quiet
-from tests.small import answer_by_script, before
+from tests.small import answer_by_script, before, label
 
 PEM = (Encoding.PEM, PrivateFormat.PKCS8)
 SSH = (Encoding.PEM, PrivateFormat.OpenSSH)
@@ -290,6 +290,11 @@ def one_more_word(folder: Path) -> None:
         file.write("x\n")
 
 
+def fill_in_an_answer(folder: Path) -> None:
+    text = (folder / "review.jsonl").read_text()
+    (folder / "review.jsonl").write_text(text.replace('"answer": null', '"answer": "a"', 1))
+
+
 BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a changed file": ("set", one_more_word, r"other bytes, with the sha256 .*README\.md"),
     "one more file": ("set", lambda folder: (folder / "notes.txt").touch(), "a file that is none of this dataset's"),
@@ -302,6 +307,10 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "run", lambda folder: (folder / "journal/part-00000.jsonl").open("a").write("x\n"), "2 bytes more.*journal/"
     ),
     "a stray file": ("run", lambda folder: (folder / "notes.txt").touch(), "a file that is none of this run's"),
+    "an answer that is filled in": ("run", fill_in_an_answer, "review.jsonl: 1 answers are filled in and not applied"),
+    "what a killed command had begun": (
+        "run", lambda folder: (folder / ".payload.tmp").touch(), r"\.payload\.tmp is what a killed command had begun"
+    ),
     "a named pipe": ("run", lambda folder: os.mkfifo(folder / "journal/part-00007.jsonl"), "a named pipe.*journal/"),
     "a file beside the versions": (
         "sets", lambda folder: (folder / "notes.txt").touch(), "something that is no version .*notes"
@@ -327,3 +336,21 @@ def test_a_folder_that_does_not_fit_its_manifest_is_not_signed(finished: Path, t
     assert isinstance(done.exception, BadInput) and done.exception.exit_code == 2
     assert re.search(f"found .*{words}", str(done.exception)) and "\n" not in str(done.exception), str(done.exception)
     assert not list(finished.rglob("manifest.json.sig"))
+
+
+def test_a_run_in_which_a_kill_has_torn_a_line_is_signed_once_it_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    answer_by_script(monkeypatch)
+    private, _ = write_keys(tmp_path)
+    folder = before("label", tmp_path / "a")
+    with (folder / "run/journal/part-00000.jsonl").open("ab") as journal:
+        journal.write(journal_line(folder)[:40])
+    label(folder)
+    told = CliRunner().invoke(cai, ["verify", str(folder / "run")])
+    assert told.exit_code == 0 and "a killed command has not finished it; it counts for nothing" in told.stdout
+    assert CliRunner().invoke(cai, ["sign", str(folder / "run"), "--key", private]).exit_code == 0
+
+
+def journal_line(folder: Path) -> bytes:
+    return (folder / "run/journal/part-00000.jsonl").read_bytes().splitlines()[0]
