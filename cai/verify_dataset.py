@@ -27,7 +27,7 @@ from cai.ids import digest, file_digest
 from cai.rows import as_messages
 from cai.seal import SIGNATURE, Json, unsealed
 from cai.verify_contents import check_contents
-from cai.verify_folder import files_below
+from cai.verify_folder import empty_folders, files_below
 from cai.verify_trace import trace
 from cai.versions import number_of
 
@@ -159,6 +159,8 @@ def _check_files(folder: Path, manifest: Json, findings: Findings) -> bool:
             findings.differ(path, "a link", "a file of the dataset, or nothing")
         elif name not in listed and name not in ("manifest.json", SIGNATURE):
             findings.differ(path, "a file that is none of this dataset's", "nothing here")
+    for path in empty_folders(folder):
+        findings.differ(path, "an empty folder that is none of this dataset's", "nothing here")
     return len(findings.differences) == before
 
 

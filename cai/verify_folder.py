@@ -18,3 +18,8 @@ def files_below(folder: Path) -> Iterator[Path]:
         folders.sort()
         links = [name for name in folders if (Path(path) / name).is_symlink()]
         yield from (Path(path) / name for name in sorted([*files, *links]))
+
+
+def empty_folders(folder: Path) -> list[Path]:
+    """The folders below a folder in which nothing lies."""
+    return sorted(Path(path) for path, folders, files in os.walk(folder) if not folders and not files)

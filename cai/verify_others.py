@@ -2,6 +2,7 @@
 the texts, against the digests that the rows carry; and whatever is none of the run's.
 """
 
+from cai.audit import TABLES
 from cai.findings import Findings
 from cai.ids import digest, file_digest
 from cai.listing import fixed_files, growing_files, is_own
@@ -9,7 +10,7 @@ from cai.replay import used_texts
 from cai.review import as_written
 from cai.seal import SIGNATURE, Json
 from cai.store import Run
-from cai.verify_folder import files_below
+from cai.verify_folder import empty_folders, files_below
 from cai.verify_lines import check_growing
 from cai.verify_tables import name_in, tables_of
 
@@ -122,3 +123,9 @@ def check_extra(run: Run, settings: dict[str, Json], findings: Findings) -> None
             findings.note_uncovered(f"{name} is what a killed command had begun to write; it counts for nothing.")
         elif name not in known:
             findings.differ(name, "a file that is none of this run's", "nothing here")
+    # A command may be killed between making one of its folders and the first file there.
+    own = {"journal", "inputs", "drops", *(table for tables in TABLES.values() for table in tables)}
+    own |= {f"inputs/{stage}" for stage in TABLES}
+    for path in empty_folders(run.folder):
+        if name_in(run, path) not in own:
+            findings.differ(name_in(run, path), "an empty folder that is none of this run's", "nothing here")

@@ -148,6 +148,12 @@ def test_wherever_a_stage_is_killed_what_it_leaves_is_no_difference(
     assert seen == {True, False} and lock == str(os.getpid())
 
 
+def test_folders_that_a_killed_command_has_made_for_its_first_files_are_no_difference(finished: Path):
+    for name in ("drops", "inputs/calibrate", "responses"):
+        (finished / "run" / name).mkdir(exist_ok=True)
+    assert told(finished / "run") == ""
+
+
 def test_a_process_s_number_in_the_lock_file_of_a_finished_run_is_no_difference_and_anything_else_is(finished: Path):
     path = finished / "run" / ".lock"
     for number in ("1", "4194304"):
@@ -308,6 +314,24 @@ def test_a_space_more_in_a_sealed_file_is_found(finished: Path, name: str):
 def test_a_file_that_is_none_of_it_is_named(finished: Path, where: str, name: str, words: str):
     (finished / where / name).write_bytes(b"")
     assert words in told(finished / where)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "run/zz", "run/.lock", "run/reviews.jsonl", "run/manifest.json.sig", "run/journal/part-00009.jsonl",
+        "run/inputs/revise/zz.jinja", "run/inputs/zz", "run/a/b", "set/zz", "set/sft/train-00001-of-00002.parquet",
+    ],
+)  # fmt: skip
+def test_an_empty_folder_that_is_none_of_it_is_named(finished: Path, name: str):
+    (finished / "run" / ".lock").unlink()
+    (finished / name).mkdir(parents=True)
+    kind = "run" if name.startswith("run/") else "set"
+    place, whose = (name[4:], "run") if kind == "run" else (f"{finished}/{name}", "dataset")
+    assert (
+        told(finished / kind)
+        == f"{place}: found an empty folder that is none of this {whose}'s, expected nothing here."
+    )
 
 
 @pytest.mark.parametrize("where", ["run", "set"])
