@@ -57,8 +57,8 @@ def verify(paths: tuple[str, ...], moved: str | None, key: str | None, alone: bo
     unchecked = [folder for findings in found.values() for folder in findings.unchecked]
     if unchecked and not alone:
         raise CheckFailed(
-            f"{', '.join(unchecked)}: nothing differs, but it was not held against its run. Give the run's folder too, "
-            "or --alone if there is none"
+            f"{', '.join(unchecked)}: nothing differs, but it was not held against its run. Give the folder of that "
+            "run, or --alone if it is not there any more"
         )
 
 

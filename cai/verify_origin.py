@@ -20,6 +20,9 @@ from cai.seal import Json
 from cai.store import Run
 from cai.verify_folder import NO_FILE, unopenable
 
+# That very run may have been given already.
+_REMEDY = "Give --run RUN if its run lies elsewhere; if that was made anew (cai label --replace), export it once more."
+
 
 def find_run(
     folder: Path, manifest: Json, given: Path | None, findings: Findings, beside: Sequence[Path]
@@ -119,14 +122,14 @@ def _is_its_run(origin: Origin, dataset: Exported, given: bool, findings: Findin
             if given:
                 findings.differ(run.folder, found, "that run")
             else:
-                findings.note(f"{folder}: NOT CHECKED against its run: {run.folder} is {found}. Give --run RUN.")
+                findings.note(f"{folder}: NOT CHECKED against its run: {run.folder} is {found}. {_REMEDY}")
             return False
     if origin.as_it_was:
         findings.looked["manifests of the run, by their sha256"] += 1
         return True
     if not given and not _has_a_row(run, folder):
         found = "one that has none of its rows"
-        findings.note(f"{folder}: NOT CHECKED against its run: {run.folder} is {found}. Give --run RUN.")
+        findings.note(f"{folder}: NOT CHECKED against its run: {run.folder} is {found}. {_REMEDY}")
         return False
     were = [f"cai {stage}" for stage, was in told["stages"].items() if was["finished"]]
     if were and not (run.folder / "manifest.json").is_file():

@@ -176,11 +176,27 @@ def test_a_dataset_without_its_run_ends_with_1_unless_it_is_to_be_looked_at_alon
     done = give(folder / "set")
     assert isinstance(done.exception, CheckFailed) and done.exception.exit_code == 1
     assert str(done.exception) == (
-        f"{folder}/set: nothing differs, but it was not held against its run. Give the run's folder too, or --alone if "
-        "there is none"
+        f"{folder}/set: nothing differs, but it was not held against its run. Give the folder of that run, or --alone "
+        "if it is not there any more"
     )
     assert f"{folder}/set: as it was written, and NOT held against its run. Looked at: " in done.stdout
     done = give(folder / "set", "--alone")
     assert done.exit_code == 0 and "NOT held against its run" in done.stdout
     told = json.loads(give(folder / "set", "--alone", "--json").stdout)
     assert told[f"{folder}/set"]["not_held_against_its_run"] == [f"{folder}/set"]
+
+
+def test_a_dataset_whose_run_has_been_labelled_anew_is_not_told_to_be_given_the_run_that_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    answer_by_script(monkeypatch)
+    folder = before("", tmp_path / "here")
+    words = ["label", str(folder / "run"), "--engine", "scripted", "--constitution", "helpfulness", "--replace"]
+    assert CliRunner().invoke(cai, [*words, "--history", "off"]).exit_code == 0
+    done = give(folder / "run", folder / "set")
+    assert isinstance(done.exception, CheckFailed)
+    assert (
+        f"{folder}/set: NOT CHECKED against its run: {folder}/run is a run whose cai label has other texts than the "
+        "one that the dataset was made of. Give --run RUN if its run lies elsewhere; if that was made anew (cai label "
+        "--replace), export it once more.\n"
+    ) in done.stdout
