@@ -12,20 +12,24 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 import httpx
+import yaml
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
 from cai.cli import run_cli
 from cai.errors import BadInput
+from cai.plain_yaml import read_yaml_file
 from flows.automations import FILE as AUTOMATIONS
 from flows.automations import put_all
 from flows.shared import reaching_the_server, read_list, reason_of, said_by
@@ -58,16 +62,24 @@ async def deploy_all(automations: bool = True) -> list[str]:
     async with get_client() as client:
         said = [await _pool(client, name) for name in dict.fromkeys(pools)]
         before = {name: await _read(client, name) for name in names}
-        await asyncio.to_thread(_prefect_deploy, str(client.api_url))
+        for _, one in told:
+            _keep_switched_on(one, before[one["name"]])
+        refused: BadInput | None = None
+        try:
+            await asyncio.to_thread(_prefect_deploy, str(client.api_url), [one for _, one in told])
+        except BadInput as error:
+            refused = error  # those before it are there, and are to refuse what no flow has
         for name in names:
-            deployed = await client.read_deployment_by_name(f"cai/{name}")
+            if (deployed := await _read(client, name)) is None:
+                continue  # Prefect has not come to it
             try:
                 await _refuse_unknown(client, deployed)
             except httpx.HTTPStatusError as error:
-                raise _refused(name, said_by(error)) from error
-            on = await _switch_on_again(client, before[name], deployed)
+                refused = refused or _refused(name, said_by(error))
             how = "deployed" if before[name] is None else "brought up to date"
-            said.append(f"deployment cai/{name}: {how}{', its schedule stays on' if on else ''}")
+            said.append(f"deployment cai/{name}: {how}{_of_schedules(before[name], deployed)}")
+    if refused is not None:
+        raise refused
     return said + (await put_all() if automations else [])
 
 
@@ -96,10 +108,41 @@ async def _read(client: PrefectClient, name: str) -> DeploymentResponse | None:
         return None
 
 
-def _prefect_deploy(api_url: str) -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+def _keep_switched_on(told: dict[str, Any], before: DeploymentResponse | None) -> None:
+    """Let `told` switch on each schedule that is on, also at another time than before: Prefect does as it is told.
+
+    Told with it, and not switched on again afterwards: a refusal or a kill in between would leave it off.
+    """
+    on = [one for one in before.schedules if one.active] if before is not None else []
+    schedules = told.get("schedules")
+    for one in schedules if isinstance(schedules, list) else []:
+        if isinstance(one, dict) and any(_is_of(one, there) for there in on):
+            one["active"] = True
+
+
+def _is_of(told: dict[str, Any], there: DeploymentSchedule) -> bool:
+    if there.slug is not None:
+        return there.slug == told.get("slug")
+    return "cron" in told and told["cron"] == getattr(there.schedule, "cron", None)  # deployed before it had a slug
+
+
+def _of_schedules(before: DeploymentResponse | None, after: DeploymentResponse) -> str:
+    was, on = [sum(schedule.active for schedule in one.schedules) if one else 0 for one in (before, after)]
+    if on < was:
+        command = f"prefect deployment schedule ls cai/{after.name}, then resume in the place of ls, with its id behind"
+        return f", a schedule that was on is off, since it is another one now. To switch it on: {command}"
+    return ", its schedule stays on" if was else ""
+
+
+def _prefect_deploy(api_url: str, deployments: list[dict[str, Any]]) -> None:
+    """Give Prefect's command these deployments, in the place of those that stand in the file."""
+    values, _ = read_yaml_file(FILE, FILE.name, "a list of deployments", "Mend it there.")
     told = {**os.environ, "PREFECT_API_URL": api_url, "COLUMNS": "4000", "NO_COLOR": "1"}  # nothing is wrapped
-    done = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / FILE.name
+        file.write_text(yaml.safe_dump({**values, "deployments": deployments}), encoding="utf-8")
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+        done = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True)
     if done.returncode:
         begun = re.findall(r"Deploying (\S+) +│", done.stdout)
         raise _refused(begun[-1] if begun else None, _reason(done.stdout + done.stderr))
@@ -128,15 +171,6 @@ async def _refuse_unknown(client: PrefectClient, deployed: DeploymentResponse) -
     schema: dict[str, Any] = {**(deployed.parameter_openapi_schema or {}), "additionalProperties": False}
     answer = await client._client.patch(f"/deployments/{deployed.id}", json={"parameter_openapi_schema": schema})
     answer.raise_for_status()
-
-
-async def _switch_on_again(client: PrefectClient, before: DeploymentResponse | None, after: DeploymentResponse) -> bool:
-    """Prefect pauses each schedule anew, as it stands in prefect.yaml; one that was on shall stay on."""
-    on = [one.schedule for one in before.schedules if one.active] if before is not None else []
-    again = [one for one in after.schedules if not one.active and one.schedule in on]
-    for one in again:
-        await client.update_deployment_schedule(after.id, one.id, active=True)
-    return bool(again)
 
 
 if __name__ == "__main__":

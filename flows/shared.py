@@ -146,7 +146,7 @@ async def load_api_key() -> None:
 def reaching_the_server() -> Iterator[None]:
     """Say in one sentence that no server answers. Raises BadInput."""
     url = get_current_settings().api.url
-    if url is None:
+    if not url:  # also where it is set and empty: Prefect would start a server of its own on the database of .prefect
         remedy = "Start one with make serve, then: export PREFECT_API_URL=http://127.0.0.1:4200/api"
         raise BadInput("PREFECT_API_URL", "nothing", "the address of a Prefect server", remedy)
     try:

@@ -201,20 +201,27 @@ def test_automations_that_are_there_keep_their_triggers(served: Served):
     }
 
 
-def test_what_prefect_refuses_of_a_deployment_is_one_sentence_that_names_it(
+def test_what_prefect_refuses_is_one_sentence_and_a_deployment_before_it_keeps_its_schedule_on(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    told = (ROOT / "prefect.yaml").read_text()
-    (tmp_path / "prefect.yaml").write_text(
-        told.replace("      prompts: redteam\n", "      prompts: redteam\n      limit: -3\n", 1)
-    )
-    (tmp_path / "flows").symlink_to(ROOT / "flows")
-    monkeypatch.setattr(deploy, "ROOT", tmp_path)
-    with pytest.raises(BadInput) as said:
-        deploy._prefect_deploy(served.env["PREFECT_API_URL"])
-    assert said.value.place == "prefect.yaml, deployment cai/revise"
+    (before,) = served.deployment("revise")["schedules"]
+    schedule = f"/deployments/{served.deployment('revise')['id']}/schedules/{before['id']}"
+    served.api(schedule, {"active": True}, "PATCH")
+    told = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    revise, generate = told["deployments"][:2]
+    revise["schedules"][0]["cron"] = "0 4 * * *"
+    generate["parameters"]["limit"] = -3
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(told))
+    monkeypatch.setattr(deploy, "FILE", tmp_path / "prefect.yaml")
+    with temporary_settings({PREFECT_API_URL: served.env["PREFECT_API_URL"]}), pytest.raises(BadInput) as said:
+        asyncio.run(deploy.deploy_all())
+    assert said.value.place == "prefect.yaml, deployment cai/generate"
     assert "Validation failed for field 'limit'. Failure reason: -3 is less than the minimum of 1)" in said.value.found
     assert "\n" not in str(said.value) and len(str(said.value)) < 300
+    (after,) = served.deployment("revise")["schedules"]
+    assert (after["id"], after["active"], after["schedule"]["cron"]) == (before["id"], True, "0 4 * * *")
+    assert served.deployment("revise")["parameter_openapi_schema"]["additionalProperties"] is False
+    served.api(schedule, {"active": False}, "PATCH")
 
 
 @pytest.mark.parametrize(
