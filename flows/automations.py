@@ -14,6 +14,7 @@ from uuid import uuid4
 import click
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import StateType
 from prefect.events.schemas.automations import Automation, AutomationCore
 from prefect.exceptions import ObjectNotFound
 from pydantic import ValidationError
@@ -77,13 +78,15 @@ def _is_as_told(there: Automation, told: AutomationCore) -> bool:
 
 
 async def _await_signs_of_life(client: PrefectClient, changed: bool) -> list[str]:
-    """Let the automation wait for the next heartbeat of each run that is called running.
+    """Let the automation wait for the next heartbeat of each run that is called running, or pending.
 
     It does so by itself from heartbeat to heartbeat. But an automation that is new or has changed waits for none of the
-    runs whose worker died before. Where it waits already, the event changes nothing, not even until when.
+    runs whose worker died before, and of a run whose worker died as it took it up there was none. Where it waits
+    already, the event changes nothing, not even until when.
     """
-    running = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}, "tags": {"all_": ["cai"]}})
-    runs = await client.read_flow_runs(flow_run_filter=running)
+    states = {"type": {"any_": ["RUNNING", "PENDING"]}}
+    begun = FlowRunFilter.model_validate({"state": states, "tags": {"all_": ["cai"]}})
+    runs = await client.read_flow_runs(flow_run_filter=begun)
     if not runs:
         return []
     if changed:
@@ -101,7 +104,16 @@ async def _await_signs_of_life(client: PrefectClient, changed: bool) -> list[str
         for run in runs
     ]
     (await client._client.post("/events", json=events)).raise_for_status()
-    return [f"runs that are called running: {len(runs)}; crashed if no sign of life of them comes for five minutes"]
+    pending = [run for run in runs if run.state_type == StateType.PENDING]
+    return [
+        f"runs that are called {kind}: {number}; crashed if no sign of life of them comes for five minutes"
+        for kind, number in (("running", len(runs) - len(pending)), ("pending", len(pending)))
+        if number
+    ] + [
+        f"  {run.name} is pending: if no worker is starting it, the others of its deployment begin at once after"
+        f" prefect flow-run delete {run.id}"
+        for run in pending
+    ]
 
 
 async def remove_all() -> list[str]:

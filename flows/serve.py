@@ -204,9 +204,10 @@ async def _cancel_runs(worker_lives: bool) -> set[UUID]:
     """Else Prefect would believe them to be running for ever, and let no other run of their deployments begin.
 
     A worker that lives ends them, which is waited for; without one their processes are gone, and they are cancelled.
+    Those that are pending have not begun: a worker ends none of these, and they are put back once it is gone.
     """
     async with get_client() as client:
-        under_way = await _under_way(client)
+        under_way = [run for run in await _under_way(client) if run.state_type != StateType.PENDING]
         state = StateType.CANCELLING if worker_lives else StateType.CANCELLED
         for run in under_way:
             await client.set_flow_run_state(run.id, State(type=state), force=not worker_lives)
@@ -221,7 +222,8 @@ async def _cancel_runs(worker_lives: bool) -> set[UUID]:
 
 async def _settle_runs(cancelled: set[UUID]) -> None:
     """What the worker has left, once it is gone: runs that were slow to end, and those that it took up meanwhile, such
-    as the next one that waited for the place of one that was cancelled. These have not begun: they are put back."""
+    as the next one that waited for the place of one that was cancelled, or an earlier worker before it died. These have
+    not begun: they are put back."""
     async with get_client() as client:
         for run in await _under_way(client):
             if run.id in cancelled:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import yaml
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import StateType
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
@@ -64,7 +65,7 @@ class OneServer:
 
     async def read_flow_runs(self, flow_run_filter: FlowRunFilter) -> list[Any]:
         told = flow_run_filter.model_dump(mode="json")
-        assert (told["state"]["type"]["any_"], told["tags"]["all_"]) == (["RUNNING"], ["cai"])
+        assert (told["state"]["type"]["any_"], told["tags"]["all_"]) == (["RUNNING", "PENDING"], ["cai"])
         return self.runs
 
     async def post(self, path: str, json: Any) -> httpx.Response:
@@ -115,7 +116,7 @@ def test_a_sign_of_life_is_awaited_of_each_run_that_is_called_running(
         slept.append(seconds)
 
     monkeypatch.setattr(automations.asyncio, "sleep", sleep)
-    server.runs = [SimpleNamespace(id="a-run", name="revise x into y")]
+    server.runs = [SimpleNamespace(id="a-run", name="revise x into y", state_type=StateType.RUNNING)]
     assert "runs that are called running: 1; crashed if no sign of life" in asyncio.run(automations.put_all())[-1]
     assert slept == [automations.SECONDS_UNTIL_KNOWN], "the server's other processes are to know of the new automation"
     asyncio.run(automations.put_all())
@@ -125,6 +126,15 @@ def test_a_sign_of_life_is_awaited_of_each_run_that_is_called_running(
         assert event["event"] in told["trigger"]["after"] and event["event"] not in told["trigger"]["expect"]
         assert event["resource"]["prefect.resource.id"] == "prefect.flow-run.a-run"
         assert event["related"][0]["prefect.resource.id"] == told["trigger"]["match_related"]["prefect.resource.id"]
+
+
+def test_a_run_that_is_pending_is_awaited_too_and_named_with_what_lets_the_others_begin(server: OneServer):
+    asyncio.run(automations.put_all())
+    server.runs = [SimpleNamespace(id="the-id", name="generous-rook", state_type=StateType.PENDING)]
+    *_, counted, named = asyncio.run(automations.put_all())
+    assert counted.startswith("runs that are called pending: 1; crashed if no sign of life")
+    assert "generous-rook" in named and named.endswith("prefect flow-run delete the-id")
+    assert [one["resource"]["prefect.resource.id"] for one in server.events] == ["prefect.flow-run.the-id"]
 
 
 @pytest.mark.parametrize(
