@@ -72,9 +72,9 @@ class ReviseSettings(GenerateSettings):
         default="drop",
         description="If no try passes and none did before: drop the row, or keep it with its first response.",
     )
-    critic: str | None = Field(default=None, description="Model for gate and critique; default: the generator.")
+    critic: Name | None = Field(default=None, description="Model for gate and critique; default: the generator.")
     critic_endpoint: Several = Field(default=(), description="Server of the critic; may be given several times.")
-    reviser: str | None = Field(default=None, description="Model for the revision; default: the generator.")
+    reviser: Name | None = Field(default=None, description="Model for the revision; default: the generator.")
     reviser_endpoint: Several = Field(default=(), description="Server of the reviser; may be given several times.")
 
     def specs(self) -> dict[str, Spec]:
@@ -104,11 +104,11 @@ class LabelSettings(Labelling, Comparing, JudgeSettings):
     positional: ClassVar[str] = "run"
 
     run: Name = Field(description="Folder of a finished run of cai revise or cai generate; the labels go into it.")
-    constitution: str | None = Field(
+    constitution: Name | None = Field(
         default=None, description="A constitution file or name; default: the one that the run was revised with."
     )
     limit: int | None = Field(default=None, ge=1, description="Read only so many rows of the run.")
-    apply_review: str | None = Field(
+    apply_review: Name | None = Field(
         default=None,
         description="A review.jsonl with people's answers: they come before the judge's. No model is asked, and the "
         "other settings stay those that the labels were made with.",
@@ -118,7 +118,7 @@ class LabelSettings(Labelling, Comparing, JudgeSettings):
 class GoldSettings(JudgeBar):
     """How a judge is measured on pairs of which the better answer is known."""
 
-    out: str | None = Field(default=None, description="Folder for the verdicts; default: one of its own per setting.")
+    out: Name | None = Field(default=None, description="Folder for the verdicts; default: one of its own per setting.")
 
 
 class ConstitutionTestSettings(GoldSettings):
@@ -156,13 +156,15 @@ class PipelineSettings(ReviseSettings, Labelling, JudgeBar, Exporting):
 
     positional: ClassVar[str] = "prompts"
 
-    dataset: str | None = Field(default=None, description="Folder for the datasets; default: OUT-dataset.")
-    judge: str | None = Field(default=None, description="Model that judges; default: the generator.")
+    dataset: Name | None = Field(default=None, description="Folder for the datasets; default: OUT-dataset.")
+    judge: Name | None = Field(default=None, description="Model that judges; default: the generator.")
     judge_endpoint: Several = Field(default=(), description="Server of the judge; may be given several times.")
-    judge_adapter: str | None = Field(
+    judge_adapter: Name | None = Field(
         default=None, description="vLLM: a LoRA adapter for the judge; default: the generator's, if it judges."
     )
-    gold: str | None = Field(default=None, description="Gold pairs that the judge is measured on before anything else.")
+    gold: Name | None = Field(
+        default=None, description="Gold pairs that the judge is measured on before anything else."
+    )
     gold_limit: int | None = Field(default=None, ge=1, description="Read only so many gold pairs.")
 
     @model_validator(mode="after")

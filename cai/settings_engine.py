@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cai.cluster import Cluster
 from cai.engines import Spec
-from cai.settings_fields import Several
+from cai.settings_fields import Name, Several
 
 # Settings that say where, how fast or how carefully, but not what; they may change from one session of a run to the
 # next. Models, constitution and templates are compared by their revisions and digests instead of by the names given
@@ -28,7 +28,7 @@ class EngineSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     positional: ClassVar[str]  # the field that a command takes as its argument
 
-    model: str | None = Field(
+    model: Name | None = Field(
         default=None, description="A Hugging Face id, a local folder, or 'embedded' (the default without --endpoint)."
     )
     engine: Literal["auto", "transformers", "vllm", "server", "scripted"] = Field(
@@ -40,7 +40,7 @@ class EngineSettings(BaseModel):
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="Run seed; all sampling seeds and choices are derived from it."
     )
-    templates: str | None = Field(
+    templates: Name | None = Field(
         default=None, description="Folder with templates that come before ./prompts and the shipped ones."
     )
     reuse: Several = Field(
@@ -97,7 +97,7 @@ class EngineSettings(BaseModel):
         default=False, description="Run code that comes with the model. Only for models you trust."
     )
 
-    adapter: str | None = Field(
+    adapter: Name | None = Field(
         default=None, description="vLLM: a LoRA adapter for the model, a folder or a Hugging Face id."
     )
     engine_option: Several = Field(

@@ -28,13 +28,19 @@ def _text(value: str) -> str:
     return value
 
 
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("a name that is not blank")
+    return value
+
+
 Told = Annotated[str, AfterValidator(_text)]
 Several = Annotated[tuple[Told, ...], Field(strict=False), BeforeValidator(_list)]
-# The pattern is for a deployment's schema, by which Prefect's server refuses a value before there is a run.
+# A pattern is for a deployment's schema, by which Prefect's server refuses a value before there is a run.
 Bounding = Annotated[str, AfterValidator(_bound), Field(json_schema_extra={"pattern": BOUND_PATTERN})]
 Alarms = Annotated[tuple[Bounding, ...], Field(strict=False), BeforeValidator(_list)]
 Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
-Name = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, AfterValidator(_not_blank), Field(json_schema_extra={"pattern": r"\S"})]
 SwitchOrName = Annotated[Name, BeforeValidator(_switch)]
 Temperature = Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1)]

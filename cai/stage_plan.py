@@ -95,7 +95,7 @@ async def make_plan(run: Run, stage: Stage, settings_sha: str, source: Source, a
     that is damaged or a file that is not the run's own.
     """
     tables = TABLES[stage.name]
-    rows, finished_rows, good = 0, 0, 0
+    rows, finished_rows, good, held, short = 0, 0, 0, 0, False
     open_chunks: dict[int, str] = {}
     sizes: dict[int, int] = {}
     other_places: list[int] = []
@@ -111,10 +111,11 @@ async def make_plan(run: Run, stage: Stage, settings_sha: str, source: Source, a
         shas.append(chunk.sha)
         sizes[chunk.index] = len(chunk.items)
         mark = run.mark(stage.name, tables, chunk.index)
+        held += len(mark.inputs) if mark is not None else 0
         if mark is not None and not anew:
             if len(mark.inputs) > len(chunk.digests):
-                raise _too_few(stage, source.spec, rows)
-            if mark.inputs != chunk.digests[: len(mark.inputs)]:
+                short = True
+            elif mark.inputs != chunk.digests[: len(mark.inputs)]:
                 found = f"other rows than this run was made from (in shard {chunk.index})"
                 raise BadInput(source.spec, found, "the same rows, or more behind them", _elsewhere(stage))
         if mark is not None and mark.inputs == chunk.digests and mark.settings_sha == settings_sha:
@@ -136,16 +137,18 @@ async def make_plan(run: Run, stage: Stage, settings_sha: str, source: Source, a
         if path not in own or stage.name in run.manifest():
             raise stray(path)
     gone = [index for index in run.finished_shards(tables[-1]) if index >= len(shas)]
-    if gone and not anew:
-        raise _too_few(stage, source.spec, rows)
+    if (short or gone) and not anew:
+        marks = [run.mark(stage.name, tables, index) for index in gone]
+        raise _too_few(stage, source, rows, held + sum(len(mark.inputs) for mark in marks if mark is not None))
     if file != await read_file():  # somebody has written into it meanwhile
         file = None
     return Plan(rows, good, finished_rows, sizes, open_chunks, gone, strays, digest(shas), file, other_places, unread)
 
 
-def _too_few(stage: Stage, spec: str, rows: int) -> BadInput:
-    remedy = f"Raise --limit, or: {_elsewhere(stage)}"
-    return BadInput(spec, f"{rows} rows", "at least as many as the run already holds", remedy)
+def _too_few(stage: Stage, source: Source, rows: int, held: int) -> BadInput:
+    first = "Raise --limit" if source.unread else "Put the rows back that the source has lost"
+    expected = f"at least the {held} that the run already holds"
+    return BadInput(source.spec, f"{rows} rows", expected, f"{first}, or: {_elsewhere(stage)}")
 
 
 def _elsewhere(stage: Stage) -> str:

@@ -172,6 +172,8 @@ def test_show_tells_why_a_row_was_dropped(tmp_path: Path):
         (["revise", "redteam", "--out", "x", "--rounds", "two"], "--rounds"),
         (["revise", "redteam", "--out", "x", "--ruonds", "2"], "--rounds"),
         (["revise", "redteam"], "--out: found nothing"),
+        (["revise", "redteam", "--out", "   "], "--out: found '   ', expected a name that is not blank"),
+        (["run", "redteam", "--out", "x", "--dataset", ""], "--dataset: found '', expected a name that is not blank"),
         (["revise", "redteam", "--out", "x", "--constitution", "none"], "none: found no such constitution"),
         (["revise", "redteam", "--out", "x", "--config", "none"], "no recipe 'none'"),
         (["revise", "redteam", "--out", "x", "--model", "no/such"], "--model no/such: found no local folder"),

@@ -78,7 +78,8 @@ def test_a_pipeline_run_into_another_folder_is_no_version_of_the_nightly_dataset
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rounds": 9}, {"gate": "perhaps"}, {"temperature": -1}, {"rounds": "two"}, {"alarm": ["x=1"]}]
+    "wrong",
+    [{"rounds": 9}, {"gate": "perhaps"}, {"temperature": -1}, {"rounds": "two"}, {"alarm": ["x=1"]}, {"out": "  "}],
 )
 def test_bad_parameters_are_refused_before_a_run_starts(wrong: dict[str, Any]):
     with pytest.raises(ParameterTypeError, match=next(iter(wrong))):

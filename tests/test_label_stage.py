@@ -175,7 +175,7 @@ def test_a_run_of_which_nothing_was_revised_has_no_pairs_and_opens_no_model(
 def test_other_pairs_and_fewer_rows_are_replaced_when_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch):
     use(monkeypatch, derived_script)
     run(folder)
-    with pytest.raises(BadInput, match=r"at least as many as the run already holds.*--replace"):
+    with pytest.raises(BadInput, match=r"at least the 12 that the run already holds.*--replace"):
         run(folder, limit=3)
     run(folder, limit=3, replace=True)
     assert len(labels(folder)) == 3 and len(list((folder / "labels").iterdir())) == 1

@@ -231,6 +231,7 @@ def test_what_prefect_refuses_is_one_sentence_and_a_deployment_before_it_keeps_i
         ("revise", {"ronds": 1}, "'ronds' was unexpected"),
         ("revise", {"gate": "perhaps"}, "'perhaps' is not one of"),
         ("revise", {"alarm": ["refusal=0.1"]}, "'refusal=0.1' does not match"),
+        ("revise", {"out": "   "}, "'   ' does not match"),
         ("pipeline", {"min_accuracy": 2}, "2 is greater than the maximum of 1"),
         ("export", {"run": None}, "None is not of type 'string'"),
     ],

@@ -358,8 +358,16 @@ def test_a_source_that_grew_is_gone_on_with_and_one_that_shrank_or_changed_is_re
     run(prompts, tmp_path / "whole")
     assert table_bytes(tmp_path / "run") == table_bytes(tmp_path / "whole")
     for limit in (4, 19):
-        with pytest.raises(BadInput, match="at least as many"):
+        told = f"found {limit} rows, expected at least the 20 that the run already holds. Raise --limit, or: "
+        with pytest.raises(BadInput, match=told):
             run(prompts, tmp_path / "run", limit=limit)
+    lines = prompts.read_text().splitlines(keepends=True)
+    for left in (19, 6):  # within a shard, and whole shards
+        shrunk = tmp_path / "shrunk.jsonl"
+        shrunk.write_text("".join(lines[:left]))
+        told = f"found {left} rows, expected at least the 20 that the run already holds. Put the rows back"
+        with pytest.raises(BadInput, match=told):
+            run(shrunk, tmp_path / "run")
     other = write_jsonl(tmp_path / "q.jsonl", [{"id": f"r{n}", "prompt": f"other {n}"} for n in range(20)])
     with pytest.raises(BadInput, match="other rows than this run was made from"):
         run(other, tmp_path / "run")
