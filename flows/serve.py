@@ -39,6 +39,11 @@ from flows.shared import reaching_the_server
 POOL = "cai"
 STARTED_WITHIN_SECONDS, CANCELLED_WITHIN_SECONDS, ENDED_WITHIN_SECONDS = 300.0, 45.0, 20.0
 _AFTER_PID = 32  # bytes of the lock file that are the process id, as cai.lock reads it
+OTHER = "another port (make serve PORT=4201; --port 4201)"
+UNTOLD = (
+    " Runs that were under way stay Running, since it cannot be told: give make serve again, wait five minutes until"
+    " they are Crashed, then prefect flow-run retry ID (prefect flow-run ls has the ids)."
+)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -52,9 +57,13 @@ class _Told(BaseException):
     """Ctrl-C, SIGTERM, or the terminal was closed."""
 
 
+class _Port(click.IntRange):
+    name = "port"  # as an error calls it; click's word is "integer range"
+
+
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address that the server listens on.")
-@click.option("--port", default=4200, show_default=True, type=click.IntRange(1, 65535), help="And its port.")
+@click.option("--port", default=4200, show_default=True, type=_Port(1, 65535), help="And its port.")
 @click.option("--automations/--no-automations", default=True, help="Those of automations.yaml.  [default: on]")
 def serve(host: str, port: int, automations: bool) -> None:
     """Bring up a Prefect server, the work pool, the deployments, the automations and a worker, until Ctrl-C.
@@ -131,9 +140,9 @@ def _refuse_taken(host: str, port: int, address: str) -> None:
         except OSError as error:
             if _answers(address):
                 found = "a Prefect server that runs there already"
-                remedy = f"Use it (export PREFECT_API_URL={address}/api; docs/deploying.md), stop it, or give --port."
+                remedy = f"Use it (export PREFECT_API_URL={address}/api; docs/deploying.md), stop it, or take {OTHER}."
             else:
-                found, remedy = f"a port that cannot be had ({error.strerror})", "Give another --port."
+                found, remedy = f"a port that cannot be had ({error.strerror})", f"Take {OTHER}."
             raise BadInput(f"{host}:{port}", found, "a free port", remedy) from None
 
 
@@ -169,7 +178,8 @@ def _watch(running: dict[str, subprocess.Popen[bytes]], logs: Path) -> None:
         for name, process in running.items():
             if process.poll() is not None:
                 log = logs / f"{name}.log"
-                raise Ended(f"The {name} has ended with {process.returncode}; the end of {log}:\n{_tail(log)}")
+                left = UNTOLD if name == "server" else ""
+                raise Ended(f"The {name} has ended with {process.returncode}.{left} The end of {log}:\n{_tail(log)}")
         time.sleep(0.5)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import click
 import httpx
 import pytest
 import yaml
@@ -28,7 +29,7 @@ from cai.errors import BadInput
 from cai.store import open_run
 from flows import deploy
 from flows.automations import _await_signs_of_life, put_all
-from flows.serve import _cancel_runs, _end_all, _hold, _settle_runs, serve
+from flows.serve import Ended, _cancel_runs, _end_all, _hold, _settle_runs, _watch, serve
 from tests.conftest import table_bytes
 
 ROOT = Path(__file__).parent.parent
@@ -127,8 +128,22 @@ def test_a_port_that_is_taken_is_named_before_anything_is_started(served: Served
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        with pytest.raises(BadInput, match=r"a port that cannot be had .* Give another --port"):
+        with pytest.raises(BadInput, match=r"a port that cannot be had .* Take another port \(make serve PORT="):
             serve.callback("127.0.0.1", other.getsockname()[1], True)  # type: ignore[misc]
+
+
+def test_what_is_no_port_is_called_so():
+    with pytest.raises(click.BadParameter, match="'abc' is not a valid port"):
+        serve.make_context("serve", ["--port", "abc"])
+
+
+@pytest.mark.parametrize(("name", "advised"), [("server", True), ("worker", False)])
+def test_where_the_server_has_ended_it_is_said_what_becomes_of_the_runs(tmp_path: Path, name: str, advised: bool):
+    with subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"]) as ended:
+        ended.wait()
+    with pytest.raises(Ended, match=f"The {name} has ended with 7\\. .*The end of {re.escape(str(tmp_path))}") as said:
+        _watch({name: ended}, tmp_path)
+    assert ("stay Running" in str(said.value) and "prefect flow-run retry ID" in str(said.value)) == advised
 
 
 def test_a_folder_in_which_a_server_works_is_refused_with_its_pid_and_port_and_nothing_is_written(
