@@ -8,6 +8,7 @@ from cai.audit import report as make_report
 from cai.errors import BadInput
 from cai.files import write_atomically
 from cai.history import History
+from cai.pasted import folder_word
 from cai.screen import print_report
 from cai.screen_history import print_history
 from cai.seal import Json
@@ -48,7 +49,9 @@ def report(
       cai report --history data/runs/history --plot figures.svg
     """
     if run is None and markdown is not None and Path(markdown).is_dir():
-        raise BadInput(f"--markdown {markdown}", "a folder", "a file", f"Name the run first: {markdown} --markdown.")
+        raise BadInput(
+            f"--markdown {markdown}", "a folder", "a file", f"Name the run first: {folder_word(markdown)} --markdown."
+        )
     if (run is None) == (history is None):
         found = "nothing" if run is None else "a run and --history"
         raise BadInput("cai report", found, "a run, or --history FOLDER", "Give one of the two.")

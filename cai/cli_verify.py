@@ -6,6 +6,7 @@ import click
 
 from cai.errors import BadInput, CheckFailed
 from cai.findings import Findings
+from cai.pasted import folder_word
 from cai.progress import Progress
 from cai.signing import fingerprint, read_private_key, read_public_key
 from cai.signing import sign as sign_manifest
@@ -143,7 +144,7 @@ def _refuse_changed(folder: Path) -> None:
     """Raise BadInput if a file is not what the manifest has: the signature would vouch for what is not there."""
     found = verify_files(folder, Progress())
     for one in found.differences[:1]:
-        remedy = f"Restore it, or make it anew; cai verify {folder} names every difference."
+        remedy = f"Restore it, or make it anew; cai verify {folder_word(folder)} names every difference."
         raise BadInput(str(folder), f"{one.found} ({one.place})", one.expected, remedy)
     for note in found.uncovered[:1]:
         remedy = "Apply the answers, or remove what was begun, then sign it."

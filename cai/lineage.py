@@ -20,6 +20,7 @@ from cai.candidates import HELPFUL, answers_of, cut_off_rows, decided_pair
 from cai.dataset import CONFIGS, KIND, Answer, DecidedPair, kto_rows, preference_row, reward_row, sft_row
 from cai.errors import BadInput
 from cai.ids import file_digest
+from cai.pasted import folder_word
 from cai.seal import Json
 from cai.store import Run
 
@@ -179,7 +180,7 @@ def datasets_of(run: Run, given: Sequence[str] = (), known: Sequence[Exported] =
     for dataset in named:
         if not is_unchanged(dataset, run) and not _is_worked_on(dataset, run):
             told = dataset.manifest.get("command", "another run")
-            remedy = f"Give cai show {dataset.folder} ROW_ID, which looks for its run."
+            remedy = f"Give cai show {folder_word(dataset.folder)} ROW_ID, which looks for its run."
             raise BadInput(f"--dataset {dataset.folder}", f"a dataset of '{told}'", f"one of {run.folder}", remedy)
     # As the run was named, so that paths read as they were given; "." and ".." do not say where they lie.
     here = run.folder if run.folder.name not in ("", "..") else run.folder.resolve()

@@ -9,13 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from cai.audit import TABLES, examples, unread
+from cai.pasted import folder_word, row_word
 from cai.report.doubts import judge_doubts
 from cai.report.doubts import share as share_of_mass
 from cai.seal import Json
 from cai.stage_run import Outcome
 from cai.stages import Dataset
 from cai.store import open_run
-from cai.texts import visible
+from cai.texts import visible, visible_json
 
 
 def console() -> Console:
@@ -39,12 +40,13 @@ def print_outcome(outcome: Outcome) -> None:
     tables = [*TABLES[stage], *(["drops"] if outcome.entry["counts"]["dropped"] else [])]
     screen.print("Tables   " + ", ".join(f"{plain(out)}/{table}/*.parquet" for table in tables), soft_wrap=True)
     if (run.folder / "review.jsonl").is_file() and stage == "label":
-        screen.print(f"Review   {plain(out)}/review.jsonl, then cai label {plain(out)} --apply-review", soft_wrap=True)
+        filled = f"cai label {folder_word(out)} --apply-review {folder_word(run.folder / 'review.jsonl')}"
+        screen.print(f"Review   {plain(out)}/review.jsonl, then {plain(filled)}", soft_wrap=True)
     screen.print(f"Manifest {plain(out)}/manifest.json", soft_wrap=True)
     first = next(run.records(TABLES[stage][-1], ["row_id"]), None)
     if first is not None:
-        ends = "-- " if first["row_id"].startswith("-") else ""
-        screen.print(f"One row  cai show {plain(out)} {ends}{plain(first['row_id'])}", soft_wrap=True)
+        shown = f"cai show {folder_word(out)} {row_word(first['row_id'])}"
+        screen.print(f"One row  {plain(shown)}", soft_wrap=True)
 
 
 def print_dataset(dataset: Dataset) -> None:
@@ -69,7 +71,8 @@ def print_dataset(dataset: Dataset) -> None:
     screen.print(f"Card     {plain(folder)}/README.md", soft_wrap=True)
     for config, counts in manifest["counts"].items():
         if counts["written"].get("train"):
-            screen.print(f'Load     datasets.load_dataset("{plain(folder)}", "{config}")', soft_wrap=True)
+            named = escape(visible_json(str(folder)))  # a string of Python, whatever is in the name
+            screen.print(f'Load     datasets.load_dataset({named}, "{config}")', soft_wrap=True)
 
 
 def _changed(splits: Json) -> str:

@@ -11,6 +11,7 @@ from cai.constitution_calls import KINDS, Asked
 from cai.constitution_diff import Change, Difference, Principled, is_same_version
 from cai.constitution_import import Imported
 from cai.constitution_lint import RULES, Finding
+from cai.pasted import folder_word
 from cai.screen import console, plain
 from cai.texts import visible
 
@@ -168,4 +169,4 @@ def print_imported(imported: Imported, out: str) -> None:
         screen.print(f"made up by cai where the source has none: {', '.join(imported.filled_in)}")
     for left_out in imported.left_out:
         screen.print(Text(f"not imported: {visible(left_out)}"))
-    screen.print(f"what is missing: cai constitution lint {plain(out)}", soft_wrap=True)
+    screen.print(f"what is missing: cai constitution lint {plain(folder_word(out))}", soft_wrap=True)

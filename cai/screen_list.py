@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.text import Text
 
+from cai.pasted import folder_word
 from cai.screen import console
 from cai.seal import Json
 from cai.texts import visible
@@ -19,7 +20,7 @@ def print_run_rows(folder: str, rows: Iterable[Json]) -> None:
     for row in rows:
         told = (row["id"], row["what"], row["outcome"], ", ".join(row["exported"]) or "-")
         _line(screen, (*told, _named(row["principles"]), row["prompt"]))
-    _say(screen, f"One of them: cai show {folder} ID", "bold")
+    _say(screen, f"One of them: cai show {folder_word(folder)} ID", "bold")
 
 
 def print_dataset_rows(folder: str, rows: Iterable[Json]) -> None:
@@ -29,7 +30,7 @@ def print_dataset_rows(folder: str, rows: Iterable[Json]) -> None:
     for row in rows:
         told = (row.get("pair_id", row["row_id"]), row["config"], row["outcome"], f"{row['split']} {row['number']}")
         _line(screen, (*told, _named(row["principles"]), row["prompt"]))
-    _say(screen, f"One of them, beside its origin: cai show {folder} ID", "bold")
+    _say(screen, f"One of them, beside its origin: cai show {folder_word(folder)} ID", "bold")
 
 
 def _named(principles: list[str]) -> str:

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cai.checks import CHECKS, CHOICE_UNREAD, PLAIN_REFUSAL
+from cai.pasted import folder_word, word
 from cai.screen import console, plain
 from cai.screen_pair import UNDECIDED, print_pair
 from cai.screen_words import KEY, boxed, compared, good, say, words_mass
@@ -32,11 +33,12 @@ def print_row(story: Json) -> None:
     _print_notes(screen, story)
     kept = [one for one in story["calls"] if one["place"]]
     if kept:
-        say(screen, f"Any call as it was asked: cai show {story['run']} --call KEY")
+        run = folder_word(story["run"])
+        say(screen, f"Any call as it was asked: cai show {run} --call KEY")
         some = next((one for one in kept if one["use"] == "critique"), kept[0])
         where = f" of round {some['round']}" if "round" in some else ""
         told = f"{some['use']}{where} of {some['row_id']}"
-        say(screen, f"  so for the {told}: cai show {story['run']} --call {some['key'][:KEY]}")
+        say(screen, f"  so for the {told}: cai show {run} --call {word(some['key'][:KEY])}")
 
 
 def _wording(story: Json, stage: str) -> Mapping[str, Json]:

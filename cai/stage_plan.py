@@ -17,6 +17,7 @@ from cai.errors import BadInput
 from cai.ids import digest
 from cai.inputs import Chunk
 from cai.pairs import NO_PAIR
+from cai.pasted import folder_word
 from cai.rows import Drop
 from cai.seal import Json
 from cai.settings_engine import EngineSettings
@@ -157,7 +158,7 @@ def _elsewhere(stage: Stage) -> str:
         return "Give --replace to make the labels anew; calls that have not changed are kept."
     if stage.name == "calibrate":
         return f"Choose another --out, or remove {stage.out}."
-    return f"Choose another --out, with --reuse {stage.out} to keep the calls that have not changed."
+    return f"Choose another --out, with --reuse {folder_word(stage.out)} to keep the calls that have not changed."
 
 
 def still_to_do(source: Source, size: int, open_chunks: Mapping[int, str]) -> Iterator[Chunk]:

@@ -34,6 +34,7 @@ from cai.files import write_atomically, writing
 from cai.folder import Hold, hold
 from cai.ids import digest, file_digest
 from cai.listing import is_listed, list_files
+from cai.pasted import folder_word
 from cai.rows import Drop
 from cai.schemas import to_table
 from cai.seal import SIGNATURE, Json, add_line, read_stages, sealed_lines, write_stages
@@ -108,7 +109,7 @@ class Run:
 
     def settings(self) -> dict[str, Json]:
         """What each stage of the run belongs to; empty for a new run. Raises BadInput if that is damaged."""
-        remedy = f"Restore it, or choose another --out, with --reuse {self.folder} to keep the calls."
+        remedy = f"Restore it, or choose another --out, with --reuse {folder_word(self.folder)} to keep the calls."
         return read_stages(self.folder / "settings.json", OLDER_SETTINGS, remedy)
 
     def belong(self, stage: str, belongs: Json, copies: Mapping[str, str]) -> None:

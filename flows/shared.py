@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from cai.cli import run_cli
 from cai.errors import BadInput, CaiError, brief
 from cai.options import chosen, with_settings
+from cai.pasted import word
 from cai.plain_yaml import read_yaml_file
 from cai.settings import Settings
 from cai.settings_engine import EngineSettings
@@ -122,7 +123,7 @@ async def engine_slot(limit: str | None) -> AsyncIterator[None]:
         try:
             await client.read_global_concurrency_limit_by_name(limit)
         except ObjectNotFound as error:
-            place, remedy = f"engine_limit {limit}", f"Create it: prefect gcl create {limit} --limit 1"
+            place, remedy = f"engine_limit {limit}", f"Create it: prefect gcl create {word(limit)} --limit 1"
             raise BadInput(place, "no such limit on the server", "a global concurrency limit", remedy) from error
     log.info("Waiting for a slot of the global concurrency limit '%s'.", limit)
     # A slot that was lost with the server's memory must not end hours of work.

@@ -30,6 +30,7 @@ from cai.errors import CaiError
 from cai.files import write_atomically
 from cai.journal import Tally
 from cai.markdown import plain
+from cai.pasted import folder_word
 from cai.progress import SECONDS_BETWEEN_LINES
 from cai.report.page import page
 from cai.report.summary import summary
@@ -196,7 +197,8 @@ class FlowWatch:
         lines = [f"`{here}` on `{platform.node()}`", "", "| file | rows | bytes |", "|---|---|---|"]
         lines += [f"| `{file['path']}` | {file.get('rows', '')} | {file.get('bytes', '')} |" for file in files]
         if stage != "export":
-            lines += ["", f"    cai report {folder}", f"    cai show {folder} ROW_ID"]
+            named = folder_word(folder)
+            lines += ["", f"    cai report {named}", f"    cai show {named} ROW_ID"]
         text = "\n".join(lines) + "\n"
         await self._markdown(f"cai-{stage}-files", text, str(folder))
         key, link, told = f"cai-{stage}-folder", here.as_uri(), str(folder)

@@ -11,6 +11,7 @@ from cai.engines.faults import cause_of, elsewhere
 from cai.engines.key import hidden
 from cai.engines.replies import model_names
 from cai.errors import BadInput
+from cai.pasted import word
 
 LOOK_SECONDS = 30.0
 
@@ -40,7 +41,7 @@ async def models_at(client: openai.AsyncOpenAI, endpoint: str, key: str, seconds
     except openai.APIError as error:
         if address := elsewhere(error):
             found = f"a server that sends its callers on to {address}"
-            raise BadInput(endpoint, found, "the server itself", f"Give --endpoint {address}.") from error
+            raise BadInput(endpoint, found, "the server itself", f"Give --endpoint {word(address)}.") from error
         return []  # a server that keeps no such list may still answer chats
 
 

@@ -27,6 +27,7 @@ from cai.engines.faults import Fault, cause_of, elsewhere, fault_of, retry_after
 from cai.engines.key import gives_away, server_key, without
 from cai.engines.replies import BadAnswer, completion_of
 from cai.errors import BadInput, EngineGaveUp, RequestRefused
+from cai.pasted import word
 from cai.rows import Message, as_turns
 
 # Enough to find two given words among the likeliest first tokens; more is refused by common servers.
@@ -150,7 +151,7 @@ class ServerEngine:
         except (openai.APIError, BadAnswer) as error:
             if address := elsewhere(error):
                 found = f"sends its callers on to {address}, and no prompt follows it there"
-                raise EngineGaveUp(f"{endpoint.url} {found}. Give --endpoint {address}.") from error
+                raise EngineGaveUp(f"{endpoint.url} {found}. Give --endpoint {word(address)}.") from error
             fault = fault_of(error)
             if fault is not None:
                 raise fault from error

@@ -8,7 +8,6 @@ script and use that sheet, by their digests, and load nothing at all.
 import base64
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -21,6 +20,7 @@ from markupsafe import Markup
 from cai.audit import report
 from cai.constitution import Constitution, load_constitution
 from cai.errors import BadInput
+from cai.pasted import folder_word, row_word
 from cai.reliability import reliability
 from cai.report import plots
 from cai.report.doubts import doubts, gate_mass, letter_mass, share
@@ -61,7 +61,7 @@ def page(run: Run, name: str, calibration: str | None = None, datasets: Sequence
     )  # fmt: skip
     filters: dict[str, Any] = environment.filters
     filters.update(text=_text, diff=_diff, percent=_percent, number=_number, mass=share)
-    filters.update(command=_quoted, argument=_argument, why=_why)
+    filters.update(command=folder_word, argument=row_word, why=_why)
     return environment.get_template("page.html.jinja").render(
         name=name,
         style=style,
@@ -249,13 +249,3 @@ def _number(value: float | None, places: int = 2) -> str:
 def _why(drop: Json) -> str:
     """What is said of a drop behind its id, which is the place in the source where the record has none."""
     return drop["detail"].removeprefix(f"{drop['row_id']}: ")
-
-
-def _argument(row_id: str) -> str:
-    """An id as a command takes it."""
-    return f"-- {_quoted(row_id)}" if row_id.startswith("-") else _quoted(row_id)
-
-
-def _quoted(value: object) -> str:
-    """As a shell takes it, and as a person can see it."""
-    return visible(shlex.quote(str(value)))
