@@ -8,7 +8,7 @@ believed: the row that the run would give now is made once more and compared wit
 import json
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -218,11 +218,22 @@ def made_anew(run: Run, dataset: Exported, trajectories: Sequence[Json], pairs: 
 
 
 def left_out(
-    run: Run, dataset: Exported, trajectories: Sequence[Json], pairs: Sequence[Json], exported: Sequence[Json]
+    run: Run, dataset: Exported, trajectories: Sequence[Json], pairs: Sequence[Json], exported: Sequence[Json],
+    places: Mapping[tuple[str, str], int],
 ) -> list[Json]:  # fmt: skip
     """Which of these trajectories and judged pairs are in none of the rows that were `exported` to a dataset, and why:
     `id`, `kind` (sft or pairs) and `reason`, as `candidates` has them; "later" where an export goes on to look for
-    duplicates, lengths and evaluation sets, of which the card has the counts alone."""
+    duplicates, lengths and evaluation sets, of which the card has the counts alone; "not_there_yet" where it came into
+    the run after the dataset was made of it. `run_as_it_was` is false where the run has been worked on since: then any
+    other reason is that of the run as it is now. `places` says how many of its kind lie before one in the run.
+    """
+    as_it_was = is_unchanged(dataset, run)
+
+    def told(kind: str, name: str, reason: str) -> Json:
+        if not as_it_was and _came_later(run, dataset, kind, places[kind, name]):
+            reason = "not_there_yet"
+        return {"id": name, "kind": kind, "reason": reason, "run_as_it_was": as_it_was}
+
     method, cut_off = dataset.manifest["method"], cut_off_rows(run) if pairs else set[str]()
     there = {one.get("pair_id", one["row_id"]) for one in exported}
     found: list[Json] = []
@@ -230,13 +241,27 @@ def left_out(
         given = list(answers_of(row, method["sft"], method["clean_answers"]))
         reasons = dict.fromkeys("later" if isinstance(one, Answer) else one for one in given)
         if row["row_id"] not in there:
-            found += [{"id": row["row_id"], "kind": "sft", "reason": reason} for reason in reasons]
+            # Several reasons may come to the same one.
+            found += [one for reason in reasons if (one := told("sft", row["row_id"], reason)) not in found]
     for judged in pairs:
         one = decided_pair(run, judged["pair"], judged["label"], cut_off)
         reason = "later" if isinstance(one, DecidedPair) else one
         if judged["pair"]["pair_id"] not in there:
-            found.append({"id": judged["pair"]["pair_id"], "kind": "pairs", "reason": reason})
+            found.append(told("pairs", judged["pair"]["pair_id"], reason))
     return found
+
+
+def _came_later(run: Run, dataset: Exported, kind: str, place: int) -> bool:
+    """Whether a row or pair was surely not in the run when a dataset was made of it: rows are only added at the end."""
+    stage = "revise" if kind == "sft" else "label"
+    was = dataset.manifest["run"]["stages"].get(stage)
+    if was is None:
+        return True
+    now = run.settings()[stage]
+    alike = was["finished"] and all(now[name] == was[name] for name in _ALIKE)
+    # What an engine refused is asked again when its shard grows, and may be kept then; other drops are what they were.
+    refused = was["counts"]["dropped_by_reason"].get("refused_by_engine", 0)
+    return alike and place >= was["counts"]["kept"] + refused
 
 
 def differences(exported: Json, anew: Sequence[Json]) -> list[str] | None:

@@ -168,6 +168,7 @@ _LEFT_OUT = UNDECIDED | {
     "person_chose_neither": "a person who looked at it chose neither",
     "later": "which the export left out later, as a duplicate, for its length or for an evaluation set: the dataset's "
     "README.md counts these by reason",
+    "not_there_yet": "it came into the run after this dataset was made of it",
 }
 
 
@@ -186,6 +187,8 @@ def _print_exports(screen: Console, story: Json) -> None:
     for one in absent:
         what = "the answer of row" if one["kind"] == "sft" else "pair"
         why = f"{one['reason']}, {_LEFT_OUT[one['reason']]}" if one["reason"] in _LEFT_OUT else one["reason"]
+        if not one["run_as_it_was"] and one["reason"] != "not_there_yet":
+            why += " (as the run is now: it has been worked on since this dataset was made of it)"
         say(screen, f"{one['dataset']} is without {what} {one['id']}: {why}")
     if not exports and not absent and "drops" not in story:
         say(

@@ -224,6 +224,7 @@ def exports_of(
     ids |= {one["pair"]["pair_id"] for one in found.get("pairs", [])}
     exports: list[Json] = []
     absent: list[Json] = []
+    places = _places(run, ids)
     for dataset in datasets_of(run, datasets, known) if ids else ():
         rows, pairs, before = found.get("trajectories", []), found.get("pairs", []), len(exports)
         anew = made_anew(run, dataset, rows, pairs)
@@ -232,8 +233,17 @@ def exports_of(
             if row["row"].get("pair_id", row["row"]["row_id"]) in ids:  # of the row, or of one of its pairs
                 place = {name: row[name] for name in ("config", "split", "file", "number")}
                 exports.append({**told, **place, **_called(row["row"]), "differs": differences(row, anew)})
-        absent += [told | one for one in left_out(run, dataset, rows, pairs, exports[before:])]
+        absent += [told | one for one in left_out(run, dataset, rows, pairs, exports[before:], places)]
     return exports, absent
+
+
+def _places(run: Run, ids: set[str]) -> dict[tuple[str, str], int]:
+    """How many of its kind lie before the answer of a row ("sft") or a judged pair ("pairs") in the run."""
+    found: dict[tuple[str, str], int] = {}
+    for kind, table, column in (("sft", "trajectories", "row_id"), ("pairs", "labels", "pair_id")):
+        names = (row[column] for row in run.records(table, [column]))
+        found |= {(kind, name): place for place, name in enumerate(names) if name in ids}
+    return found
 
 
 def _called(row: Json) -> Json:

@@ -226,6 +226,28 @@ def test_what_was_left_out_of_a_dataset_is_said_with_its_reason():
     assert _told("q2")["left_out"] == [] and "not exported" not in _shown(RUN, "q2")
 
 
+def test_a_row_that_came_after_a_version_was_not_left_out_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    played_by(monkeypatch, ScriptedEngine(answer, model="scripted@1"))
+    monkeypatch.chdir(tmp_path)
+    given: Json = {"engine": "scripted", "history": "off"}
+    revising: Json = {"prompts": "p.jsonl", "rounds": 1, "gate_threshold": 0.4, "failed_revision": "keep"}
+    for names in (["q2", "q1"], ["q2", "q1", "q0"]):
+        write_jsonl(tmp_path / "p.jsonl", [{"id": name, "prompt": ASKED[name]} for name in names])
+        asyncio.run(revise_stage(ReviseSettings(out="run", **revising, **given), Quiet()))
+        asyncio.run(label_stage(LabelSettings(run="run", pairs="revision", judge_principles=2, **given), Quiet()))
+        asyncio.run(export_stage(ExportSettings(run="run", out="set", versions=True), Quiet()))
+    came, pair = trace(open_run("run"), "q0"), "q0/response+revision-1"
+    assert {one["dataset"] for one in came["exports"]} == {"set/v0002"}
+    told = [(one["dataset"], one["id"], one["reason"]) for one in came["left_out"] if one["dataset"] == "set/v0001"]
+    assert told == [("set/v0001", "q0", "not_there_yet"), ("set/v0001", pair, "not_there_yet")]
+    said = _shown("run", "q0")
+    assert "set/v0001 is without the answer of row q0: not_there_yet, it came into the run after this dataset" in said
+    assert "as the run is now" not in said
+    there = {one["dataset"]: (one["reason"], one["run_as_it_was"]) for one in trace(open_run("run"), "q1")["left_out"]}
+    assert there == {"set/v0001": ("revision_failed", False), "set/v0002": ("revision_failed", True)}
+    assert _shown("run", "q1").count("(as the run is now: it has been worked on since") == 1
+
+
 # How much a number is worth
 
 
