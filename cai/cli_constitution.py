@@ -36,6 +36,7 @@ from cai.stop import run_until_stopped
 from cai.store import open_run
 from cai.texts import visible_json
 from cai.verify import is_run
+from cai.written_place import check_file_place
 
 
 @click.group(short_help="Read, check, compare and import constitutions.")
@@ -220,12 +221,9 @@ def schema() -> None:
 
 
 def _check_free(out: str, force: bool) -> None:
-    if Path(out).is_dir():
-        raise BadInput(f"--out {out}", "a folder", "a file", "Choose another --out.")
+    check_file_place("--out", out)
     if Path(out).exists() and not force:
         raise BadInput(f"--out {out}", "a file that is there", "a new one", "Choose another --out, or give --force.")
-    if not Path(out).absolute().parent.is_dir():
-        raise BadInput(f"--out {out}", "no such folder", "a folder that is there", "Make it first.")
 
 
 def _write(out: str, text: str, force: bool) -> None:

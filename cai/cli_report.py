@@ -15,6 +15,7 @@ from cai.seal import Json
 from cai.store import open_run
 from cai.texts import visible, visible_json
 from cai.trends import sessions_of, trends
+from cai.written_place import check_file_place
 
 
 @click.command(short_help="What a run read, kept, dropped and changed, and what it cost; or the figures of all runs.")
@@ -55,6 +56,9 @@ def report(
     if (run is None) == (history is None):
         found = "nothing" if run is None else "a run and --history"
         raise BadInput("cai report", found, "a run, or --history FOLDER", "Give one of the two.")
+    for option, file, ending in (("--html", html, ".html"), ("--markdown", markdown, ".md"), ("--plot", plot, ".svg")):
+        if file is not None and file != "-":
+            _check_file(option, file, ending)
     if history is not None:
         _refuse({"--html": html, "--markdown": markdown}, "--history", "a run", "Name a run instead of --history.")
         _report_history(History(Path(history)), plot, as_json)
@@ -81,12 +85,12 @@ def report(
     if html is not None:
         from cai.report.page import page  # the drawings' library takes a second to load
 
-        _write("--html", html, ".html", page(opened, run, calibration, datasets))
+        _write(html, page(opened, run, calibration, datasets))
     if markdown is not None:
         from cai.report.summary import summary
 
         told = summary(opened, run, against=None if against is None else (open_run(against), against))
-        click.echo(told, nl=False) if markdown == "-" else _write("--markdown", markdown, ".md", told)
+        click.echo(told, nl=False) if markdown == "-" else _write(markdown, told)
     if as_json:
         click.echo(visible_json(make_report(opened)))
     elif html is None and markdown is None:
@@ -99,9 +103,13 @@ def _refuse(given: dict[str, str | None], found: str, expected: str, remedy: str
             raise BadInput(f"{option} {value}", found, expected, remedy)
 
 
-def _write(option: str, file: str, ending: str, text: str) -> None:
+def _check_file(option: str, file: str, ending: str) -> None:
     if not file.endswith(ending):
         raise BadInput(f"{option} {file}", "another kind of file", f"a name that ends with {ending}", "Name it so.")
+    check_file_place(option, file)
+
+
+def _write(file: str, text: str) -> None:
     data = text.encode()
     write_atomically(Path(file), data)
     click.echo(visible(f"{file} is written ({len(data) / 1e6:.1f} MB)."), err=True)
@@ -112,8 +120,6 @@ def _report_history(history: History, plot: str | None, as_json: bool) -> None:
     for place in history.damaged:
         click.echo(f"{place} is damaged and passed over.", err=True)
     if plot is not None:
-        if not plot.endswith(".svg"):
-            raise BadInput(f"--plot {plot}", "another kind of file", "a name that ends with .svg", "Name it so.")
         write_atomically(Path(plot), trends(sessions).as_file().encode())
     if as_json:
         click.echo(visible_json(sessions))
