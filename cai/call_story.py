@@ -17,7 +17,7 @@ from cai.engines import Request
 from cai.errors import BadInput
 from cai.ids import file_digest
 from cai.inputs import Prompts
-from cai.journal import Entry, entries_with
+from cai.journal import JUDGING, Entry, entries_with
 from cai.replay import TEMPLATE_OF, CannotRebuild, Rebuilt, Texts, kept_texts, rebuild
 from cai.rows import Pair, Row, as_messages
 from cai.seal import Json
@@ -26,7 +26,6 @@ from cai.trace import segment_of, segments_of, uses_in
 
 SHORTEST = 4  # characters of a key, so that its beginning is not a common word of the journal
 _STAGES = {"responses": "generate", "trajectories": "revise"}
-_JUDGING = ("verdict", "kept", "reasoning")
 
 
 def call_story(run: Run, beginning: str) -> Json:
@@ -103,7 +102,7 @@ def _uses(run: Run, key: str) -> Iterator[Json]:
 
 def _stage_of(run: Run, entry: Entry) -> str:
     """The stage that asked for a call that no row names: one that was dropped, or labels that were made anew."""
-    judged = entry["purpose"] in _JUDGING
+    judged = entry["purpose"] in JUDGING
     fitting = ("label", "calibrate") if judged else ("revise", "generate")
     return next((stage for stage in fitting if stage in run.settings()), fitting[0])
 
@@ -127,6 +126,8 @@ def _asked_with(run: Run, stage: str, entry: Entry) -> Json:
 
 
 def _session(sessions: Sequence[Json], entry: Entry) -> tuple[Json | None, str | None]:
+    if entry.get("taken_over"):
+        return None, "it was taken over from another run (--reuse)"
     at = entry.get("asked_at")
     if at is None:
         if len(sessions) == 1 and not sessions[0]["reused_calls"]:
@@ -139,7 +140,10 @@ def _session(sessions: Sequence[Json], entry: Entry) -> tuple[Json | None, str |
             return session, None
     if sessions and asked < datetime.fromisoformat(sessions[0]["started"]):
         return None, "it was asked before this run began: it was taken over from another run (--reuse)"
-    return None, "no session of this run says that it worked then: one that was killed leaves no line"
+    return (
+        None,
+        "no session of this run says that it worked then (of one that was killed, the next one says it)",
+    )
 
 
 # What was sent

@@ -29,6 +29,8 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"))
 # A line of the journal: the call's key, what it was for, and its completion.
 Entry = dict[str, Any]
 _COMPLETION_FIELDS = tuple(field.name for field in fields(Completion))
+# What the calls of a judge are for; all others are those of answers.
+JUDGING = ("verdict", "kept", "reasoning")
 _TOKEN_COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
 
@@ -175,6 +177,7 @@ class Journal(Finished):
     def _find(self, key: str) -> Entry | None:
         entry = self._finished.get(key)
         if entry is None and self._others is not None and (entry := self._others.find(key)) is not None:
+            entry = {**entry, "taken_over": True}  # paid for elsewhere
             self._write(entry)  # so that this run's journal is whole
         return entry
 

@@ -22,6 +22,7 @@ from cai.errors import CaiError, CheckFailed
 from cai.history import Alarm, History, tell
 from cai.ids import digest, file_digest
 from cai.journal import OtherRuns, Tally
+from cai.killed import add_killed_sessions
 from cai.pairs import NO_PAIR, answers_from
 from cai.rows import Pair, Row, shortenable
 from cai.runner import Here, Shards, Tables, Team, Watch, Work
@@ -64,6 +65,7 @@ async def run_stage(
             watch.say(f"{path} is in no line of shards.jsonl, so it is no data: its shard is made anew.")
         if (left := unread(stage.name, _read_of(stage, source, plan))) is not None:
             watch.say(left)
+        add_killed_sessions(run)
         tally = Tally()
         watch.begin(stage.name, plan.rows, plan.finished_rows)
         try:
@@ -92,7 +94,7 @@ async def run_stage(
 
 
 def _add_missing_session(run: Run, stage: Stage) -> bool:
-    """Write the line of a session that was killed when its last shard was there, before it could do so itself.
+    """Write the line of a session that was killed without a call, when its last shard was there.
 
     Whether there was none. The history names a run after its first one.
     """

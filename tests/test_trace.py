@@ -328,7 +328,7 @@ def test_calls_that_another_run_or_an_older_version_asked_are_not_given_a_sessio
         return call_story(run, key)
 
     assert "--reuse" in asked("2001-01-01T00:00:00+00:00")["session_unknown"]
-    assert "leaves no line" in asked("2999-01-01T00:00:00+00:00")["session_unknown"]
+    assert "of one that was killed, the next one says it" in asked("2999-01-01T00:00:00+00:00")["session_unknown"]
     run.add_session({"stage": "revise", "started": "2026-01-01T00:00:00+00:00", "seconds": 1.0, "reused_calls": 3})
     assert "did not write down" in asked(None)["session_unknown"]
 
