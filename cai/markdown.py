@@ -25,13 +25,16 @@ def percent(share: float | None) -> str:
 
 def plain(text: Any) -> str:
     """Text as text: on one line, and nothing in it is Markdown, HTML, an address that becomes a link, the end of a
-    table's cell, or unseen: that is spelled out (but for what joins letters and emoji)."""
+    table's cell, or unseen: that is spelled out (but for what joins letters and emoji).
+
+    What a host makes of words by itself, such as @name, :smile: or GH-12, it makes of these too: ids stand in `code`.
+    """
     flat = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", html.escape(_on_one_line(text), quote=False))
     return flat.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
 def code(text: Any) -> str:
-    """A short text in a code span that it cannot leave."""
+    """A short text in a code span that it cannot leave, and in which a host makes nothing of any word."""
     return "`" + (_on_one_line(text).replace("`", "'").replace("|", "/") or "(nothing)") + "`"
 
 

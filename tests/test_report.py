@@ -166,6 +166,12 @@ def test_the_page_loads_nothing_and_allows_only_its_own_script_and_sheet(tmp_pat
     assert all(link.startswith("#") for link in re.findall(r'href="([^"]*)"', made))
 
 
+def test_an_id_in_a_heading_of_the_summary_is_no_mention_no_address_and_no_emoji(tmp_path: Path):
+    for told in ("@torvalds", "a@evil.com", ":smile:", "GH-12", "#1", "a`b"):
+        made = summary(known_run(tmp_path / told, told), "run")
+        assert f"### `r1{told.replace('`', chr(39))}`" in made.splitlines(), told
+
+
 def test_a_drop_without_an_id_is_named_once_and_an_id_like_an_option_is_given_as_none(tmp_path: Path):
     run = known_run(tmp_path / "run")
     drops = [

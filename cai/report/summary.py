@@ -272,7 +272,7 @@ def _examples(this: _Read, other: _Read | None) -> Iterator[str]:
     yield ""
     for row_id in chosen:
         row = mine[row_id]
-        yield from (f"### {plain(row_id)}", "")
+        yield from (f"### {code(row_id)}", "")
         yield from _quote("asked", row["prompt"][-1]["content"])
         yield from _quote("before", row["response"])
         if row_id in theirs:
