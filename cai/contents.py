@@ -19,6 +19,7 @@ from cai.errors import BadInput
 from cai.hygiene import clean_answers, clean_pairs, prompt_groups, prompt_key, read_evaluation
 from cai.ids import digest, file_digest
 from cai.pairs import made_of
+from cai.pasted import folder_word
 from cai.probes import separability, two_sides
 from cai.seal import Json
 from cai.splits import between_splits, split_tables
@@ -88,6 +89,11 @@ def make_contents(run: Run, method: ExportMethod, settled: Mapping[str, str], go
     preference = _Count(len(decided.pairs), decided.left_out, unclean_pairs)
     if not answers and not pairs:
         reasons = sft.left_out() + preference.left_out()
+        if not reasons:
+            found = "nothing to train on: no answer that was revised, and no pair that was labelled"
+            first = f"Give cai label {folder_word(run.folder)} first."
+            remedy = "See cai report." if "label" in run.settings() else first
+            raise BadInput(str(run.folder), found, "revised answers, or labels", remedy)
         raise BadInput(
             str(run.folder), f"nothing to train on (left out: {json.dumps(dict(sorted(reasons.items())))})",
             "revised answers that were taken, or labels that decide", "See cai report, or let fewer rows be left out.",

@@ -15,7 +15,16 @@ from cai.runner import Watch
 from cai.settings import CalibrateSettings, ExportSettings, LabelSettings, PipelineSettings, ReviseSettings
 from cai.signing import read_private_key
 from cai.stage_run import Outcome
-from cai.stages import Dataset, calibrate_stage, check_judge, check_label, export_stage, label_stage, revise_stage
+from cai.stages import (
+    Dataset,
+    calibrate_stage,
+    check_judge,
+    check_label,
+    check_revise,
+    export_stage,
+    label_stage,
+    revise_stage,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +36,9 @@ class Finished:
     dataset: Dataset
 
 
-async def check(labelling: LabelSettings, exporting: ExportSettings) -> None:
-    """Read what the later stages will need, before the first one spends anything. Raises BadInput."""
+async def check(revising: ReviseSettings, labelling: LabelSettings, exporting: ExportSettings) -> None:
+    """Read what the stages will need, before the first one spends anything. Raises BadInput."""
+    check_revise(revising)  # first: what mends labels of other settings mends no answers of other settings
     await check_label(labelling)
     if exporting.versions:
         check_version_place(Path(exporting.run), Path(exporting.out), exporting.export_method(exporting.seed))
@@ -59,7 +69,7 @@ async def in_order(
     # A judge that also answers, criticises or revises is loaded once for all of it; another one needs the memory.
     both = labelling.spec() if labelling.spec() in revising.specs().values() else None
     with read_once():
-        await check(labelling, exporting)
+        await check(revising, labelling, exporting)
         async with kept_loaded(both), kept_actors():
             if gold is not None:
                 await measure(gold)

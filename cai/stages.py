@@ -70,6 +70,19 @@ async def generate_stage(settings: GenerateSettings, watch: Watch) -> Outcome:
 async def revise_stage(settings: ReviseSettings, watch: Watch) -> Outcome:
     """Answer, criticise and revise. Raises BadInput, CannotWrite, EngineGaveUp, and CheckFailed if no row is kept."""
     prompts = _prompts("revise", settings)
+    stage, work = _revising(settings)
+    return await run_stage(stage, prompts, work, lambda rows: {"trajectories": rows}, watch)
+
+
+def check_revise(settings: ReviseSettings) -> None:
+    """Raise BadInput if the run was revised with other settings: before anything is spent or said of its labels."""
+    run = Run(Path(settings.out))
+    if "revise" in run.settings():
+        stage, _ = _revising(settings)
+        refuse_other_work(run, stage, stage.belongs(), anew=False)
+
+
+def _revising(settings: ReviseSettings) -> tuple[Stage, Work]:
     constitution = once(load_constitution, settings.constitution)
     templates = load_templates(
         settings.templates, settings.wording, settings.few_shot == "on", constitution.principles, constitution.question
@@ -88,8 +101,7 @@ async def revise_stage(settings: ReviseSettings, watch: Watch) -> Outcome:
     texts = {"constitution": constitution.name, "constitution_sha": constitution.sha, "templates_sha": templates.sha}
     texts["checks_sha"] = checks_sha()
     copies = {**templates.texts, "constitution.yaml": constitution.text}
-    stage = Stage("revise", settings, settings.out, roles, texts, copies, settings.shard_rows)
-    return await run_stage(stage, prompts, work, lambda rows: {"trajectories": rows}, watch)
+    return Stage("revise", settings, settings.out, roles, texts, copies, settings.shard_rows), work
 
 
 async def label_stage(settings: LabelSettings, watch: Watch) -> Outcome:

@@ -14,9 +14,9 @@ from cai.engines import Engine, Request, Spec, open_engine, scripted
 from cai.engines.scripted import ScriptedEngine, derived_script
 from cai.errors import BadInput, CheckFailed
 from cai.pipeline import Finished, pipeline
-from cai.settings import CalibrateSettings, PipelineSettings
+from cai.settings import CalibrateSettings, ExportSettings, GenerateSettings, PipelineSettings
 from cai.settings_load import load_settings
-from cai.stages import calibrate_stage
+from cai.stages import calibrate_stage, export_stage, generate_stage
 from cai.store import open_run
 from tests.conftest import Quiet, played_by, write_jsonl
 
@@ -115,6 +115,29 @@ def test_other_labels_in_the_folder_are_found_before_new_rows_are_paid_for(tmp_p
     assert asked == []
     run(tmp_path, rows=12, failed_revision="keep", tie_band=0.1, replace=True)
     assert "response" in asked
+
+
+def test_with_an_edited_constitution_the_first_message_names_what_mends_the_whole_run(tmp_path: Path, asked: list[str]):
+    run(tmp_path, rows=4, failed_revision="keep")
+    asked.clear()
+    text = load_constitution("harmlessness").text
+    (tmp_path / "mine.yaml").write_text(text.replace("version: ", "version: 9", 1))
+    for more in ({}, {"replace": True}):
+        with pytest.raises(
+            BadInput, match=r"found a cai revise with other settings: .* Choose another --out, with --reuse"
+        ):
+            run(tmp_path, rows=4, failed_revision="keep", constitution=str(tmp_path / "mine.yaml"), **more)
+    assert asked == []
+
+
+def test_of_samples_that_nobody_has_labelled_an_export_says_that_labels_are_missing(tmp_path: Path, asked: list[str]):
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": "r1", "prompt": "question 1"}])
+    sampling = GenerateSettings(prompts=str(prompts), out=str(tmp_path / "my run"), engine="scripted", history="off")
+    asyncio.run(generate_stage(sampling, Quiet()))
+    exporting = ExportSettings(run=str(tmp_path / "my run"), out=str(tmp_path / "set"))
+    with pytest.raises(BadInput, match="found nothing to train on: no answer that was revised") as refused:
+        asyncio.run(export_stage(exporting, Quiet()))
+    assert refused.value.remedy == f"Give cai label '{tmp_path}/my run' first."
 
 
 def test_each_judge_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]):
