@@ -4,17 +4,16 @@ Every finished call is in the journal, with its tokens and its time. Those that 
 asked by the last command that worked on the stage, if that was killed: the next one finds them and writes the line.
 """
 
-import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from cai.journal import JUDGING, Entry, Tally, completion_of, read_entries
 from cai.seal import Json
 from cai.store import Run
 
 _GROUPS = (("generate", "revise"), ("label", "calibrate"))  # by what their calls are for: they share the journal
-_EVER = datetime.min.replace(tzinfo=UTC)
+_EVER, _NEVER = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 
 def add_killed_sessions(run: Run) -> None:
@@ -32,22 +31,29 @@ def _killed(run: Run, stage: str) -> Json | None:
     """The line of the last command on a stage: what the journal has, less what all lines have. None if that is none."""
     group = next(one for one in _GROUPS if stage in one)
     lines = [line for line in run.sessions() if line.get("stage") in group]
-    # An earlier version did not mark the calls of other runs, but those were asked before this one began.
-    begun = min((datetime.fromisoformat(line["started"]) for line in lines), default=_EVER)
-    entries = [one for one in _entries(run) if (one.get("purpose") in JUDGING) == (group == _GROUPS[1])]
-    entries = [one for one in entries if _asked_at(one) >= begun]
-    tally = Tally()
-    for entry in entries:
-        tally.count(completion_of(entry))
+    begun, ended = _begun_and_ended(lines)
+    tally, times = Tally(), (_NEVER, _EVER)
+    for entry in _entries(run):
+        at = _asked_at(entry)
+        # An earlier version did not mark the calls of other runs, but those were asked before this one began.
+        if at >= begun and (entry.get("purpose") in JUDGING) == (group == _GROUPS[1]):
+            tally.count(completion_of(entry))
+            if at >= ended:
+                times = min(times[0], at), max(times[1], at + timedelta(seconds=entry["seconds"]))
     missing = {name: max(all_ - sum(line.get(name, 0) for line in lines), 0) for name, all_ in asdict(tally).items()}
-    # Of calls of the same second nobody knows which session asked them; their sums are right all the same.
-    latest = heapq.nlargest(missing["asked_calls"], entries, key=_asked_at)
-    if not latest:
+    if not missing["asked_calls"]:
         return None
-    started = min(map(_asked_at, latest))
-    seconds = max((_asked_at(one) - started).total_seconds() + one["seconds"] for one in latest)
+    started, seconds = (times[0], (times[1] - times[0]).total_seconds()) if times[0] < times[1] else (ended, 0.0)
     told = {"stage": stage, "started": started.isoformat(timespec="seconds"), "seconds": round(seconds, 3)}
     return {**told, **asdict(Tally()), **missing, "killed": True}
+
+
+def _begun_and_ended(lines: Sequence[Json]) -> tuple[datetime, datetime]:
+    """When the first of these sessions began and the last one ended, in whole seconds as the journal has them: of the
+    calls of that last second nobody knows whose they are, so a killed session may seem to begin a second early."""
+    begun = [datetime.fromisoformat(line["started"]) for line in lines]
+    ended = [start + timedelta(seconds=line["seconds"]) for start, line in zip(begun, lines, strict=True)]
+    return min(begun, default=_EVER), max(ended, default=_EVER).replace(microsecond=0)
 
 
 def _entries(run: Run) -> Iterator[Entry]:
