@@ -298,9 +298,10 @@ def _manifest(folder: Path) -> Any:
 
 
 def _told(folder: Path) -> list[Any]:
-    """What the history says of the run, but for when; a run that is done has one session of each stage there."""
+    """What the history says of the run, but for when and in how many sessions; a run that is done has one line of each
+    stage there, with the calls and tokens of killed sessions too."""
     sessions = History(folder / "history").sessions()
-    told = ([{**row, "finished": ""} for row in rows] for rows in sessions)
+    told = ([row | {"finished": "", "sessions": 0, "seconds": 0.0} for row in rows] for rows in sessions)
     return sorted(told, key=lambda rows: rows[0]["stage"])
 
 
