@@ -51,8 +51,8 @@ def read_published(path: Path, text: str, form: Form | None) -> tuple[Form, list
         for one in said:
             _check_texts(list(one.wordings.values()))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        expected = f"a file in the form {known}"
-        raise BadInput(str(path), _why(error), expected, "Leave --form out, or name another one.") from error
+        remedy = "Leave --form out, or name another one." if form else "Check that it is the right file."
+        raise BadInput(str(path), _why(error), f"a file in the form {known}", remedy) from error
     return known, said, left_out
 
 
@@ -193,12 +193,15 @@ def _stated(texts: Sequence[Any]) -> list[Said]:
     for text in texts:
         if not isinstance(text, str):
             raise TypeError
+        if _TURN.search(text):  # the 2022 paper's worked examples lie beside its requests
+            raise ValueError("a conversation, with turns such as 'Human:', where a statement should be")
         one = re.sub(r"\A\s*(?:(?:\d{1,4}[.)]|[-*\u2022])\s+)?|\s*\bOptions:\s*\Z", "", text).strip()
         if one:
             said.append(Said(None, {"comparison" if _CHOOSES.match(one) else "statement": one}))
     return said
 
 
+_TURN = re.compile(r"\n\s*(?:Human|User|Assistant):")
 _CHOOSES = re.compile(
     r"(?i)(?:please\s+)?(?:choose|select|prefer|pick|prioriti[sz]e|favou?r|compare|consider|which)\s+"
     r"(?:\w+\s+){0,8}?(?:responses?|answers?|outputs?|samples?|one)\b"

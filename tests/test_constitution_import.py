@@ -132,6 +132,7 @@ BAD = {
     "an empty request": (b'{"constitutions": [{"critic": "", "revision": "x"}]}', "an empty text"),
     "a request that is no text": (b'{"constitutions": [{"critic": 7, "revision": "x"}]}', "values of another kind"),
     "a text without end": (json.dumps(["x" * 200_000]).encode(), "statements of 200000 characters"),
+    "worked conversations": (b'["\\n\\nHuman: Hello?\\n\\nAssistant: Hello."]', "a conversation, with turns"),
     "half a character": (b'["The AI says \\ud800"]', "half a character"),
     "ours": (b"name: x\nprinciples:\n  - id: y\n", "a constitution in the form of cai"),
 }
